@@ -1,0 +1,1 @@
+"""HTTP only: parse, call one function, shape the answer. One file per resource."""

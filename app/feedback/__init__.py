@@ -1,0 +1,1 @@
+"""What users do: durable ingestion and each user's own recent past."""

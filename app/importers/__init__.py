@@ -1,0 +1,1 @@
+"""Data sets into Postgres: one file per format."""

@@ -1,0 +1,1 @@
+"""One recommendation request, step by step: start at `pipeline`."""

@@ -1,0 +1,1 @@
+"""Postgres and Redis: tables, connections, the embedded servers."""

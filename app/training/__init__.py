@@ -1,0 +1,1 @@
+"""From the interactions in Postgres to an active release."""

@@ -1,0 +1,133 @@
+"""What a recommender is asked, what it answers, and the Protocols that every recommender keeps.
+
+Items are *positions* here: 0 … n-1 in the fitted arrays, n … n+m-1 for items that arrived since (see
+`Recommender.with_new_items`). Strings, database rows and users' names stay outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Positions = NDArray[np.int32]
+Scores = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+ReasonCode = Literal[
+    "popular", "live", "cluster", "similar_to_liked", "taste", "next_in_session", "same", "other", "edge",
+    "promoted", "fallback",
+]  # fmt: skip
+
+
+class Reason(NamedTuple):
+    """Why an item is in the answer: a code and, where there is one, the item that led to it."""
+
+    code: ReasonCode
+    seed: int | None = None
+    """Position of the item that this one follows from."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What one user did: one entry per distinct item by its latest state, oldest first.
+
+    positions:  int32[n]
+    weights:    float32[n], strength of the feedback; negative where the user disliked the item
+    signs:      int8[n], +1 positive, -1 negative, 0 neither (API.md says which kinds are which)
+    timestamps: float64[n], unix seconds
+    """
+
+    positions: Positions
+    weights: Scores
+    signs: NDArray[np.int8]
+    timestamps: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def liked(self) -> Positions:
+        """Positions of the positive entries, oldest first."""
+        return self.positions[self.signs > 0]
+
+    @classmethod
+    def empty(cls) -> History:
+        return cls(
+            np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int8), np.empty(0, np.float64)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question: which `limit` items should this user see?
+
+    at:        unix seconds; "now" for decay and recency, never read from the clock by a recommender
+    eligible:  bool[n + m] or None for all: what filters (category, kind, blocks, existence) leave over
+    excluded:  int32[k], positions never to be returned (seen items, the caller's own exclusions)
+    """
+
+    limit: int
+    at: float
+    history: History = field(default_factory=History.empty)
+    eligible: Mask | None = None
+    excluded: Positions = field(default_factory=lambda: np.empty(0, np.int32))
+    preferred_categories: tuple[str, ...] = ()
+
+
+class Candidates(NamedTuple):
+    """Items with finite scores, best first; ties by position, so that answers are reproducible."""
+
+    positions: Positions
+    scores: Scores
+
+
+Parameters = Mapping[str, Any]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Parts(NamedTuple):
+    """A fitted recommender taken apart for storage: JSON values and arrays, nothing that needs pickle."""
+
+    parameters: Parameters
+    arrays: Arrays
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """A fitted recommender. Immutable: everything it needs was learned before it was built."""
+
+    name: str
+
+    @property
+    def n_items(self) -> int:
+        """Positions it can speak of: fitted items plus those given to `with_new_items`."""
+
+    def scores(self, query: Query) -> Scores:
+        """float32[n_items]: higher is better, -inf where it has no opinion. Filters are not applied."""
+
+    def recommend(self, query: Query) -> Candidates:
+        """At most `query.limit` items that the query allows, best first, no duplicates."""
+
+    def reasons(self, query: Query, positions: Positions) -> list[Reason]:
+        """One reason for each position."""
+
+    def with_new_items(self, content: Scores) -> Self:
+        """A copy that also speaks of m items it was not fitted on.
+
+        content: float32[m, d], rows of `ContentEncoder.transform`; replaces what an earlier call gave.
+        """
+
+    def parts(self) -> Parts:
+        """What `artifacts.save` writes; the class's `from_parts` builds it again."""
+
+
+@runtime_checkable
+class SimilarItems(Protocol):
+    """A recommender that also knows which items are like one item."""
+
+    def similar(self, position: int) -> Scores:
+        """float32[n_items] similarities to the item, -inf where unknown and at the item itself."""

@@ -1,0 +1,1 @@
+"""How good a recommender is on events that it has not seen."""

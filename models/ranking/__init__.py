@@ -1,0 +1,1 @@
+"""Recommenders that order candidates found by others."""

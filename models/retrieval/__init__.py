@@ -1,0 +1,1 @@
+"""Recommenders that find candidates among all items. One file each."""
