@@ -6,7 +6,7 @@ Items are *positions* here: 0 … n-1 in the fitted arrays, n … n+m-1 for item
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -16,6 +16,14 @@ from numpy.typing import NDArray
 Positions = NDArray[np.int32]
 Scores = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+Progress = Callable[[str, float], None]
+"""Called while something is fitted, with what is being done and the fraction of it that is behind, 0–1."""
+
+
+def unwatched(what: str, fraction: float) -> None:
+    """The Progress of a fit that nobody watches."""
+
 
 ReasonCode = Literal[
     "popular", "live", "cluster", "similar_to_liked", "taste", "next_in_session", "same", "other", "edge",

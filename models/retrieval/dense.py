@@ -26,12 +26,9 @@ class DenseRecommender(ABC):
 
 def best(scores: Scores, query: Query) -> Candidates:
     """The `query.limit` highest finite scores that the query allows; ties go to the lower position."""
-    allowed = scores if query.eligible is None else np.where(query.eligible, scores, -np.inf)
-    if len(query.excluded):
-        allowed = allowed.copy() if allowed is scores else allowed
-        allowed[query.excluded] = -np.inf
+    allowed = allowed_scores(scores, query)
     if query.limit < len(allowed):
-        threshold = np.partition(allowed, -query.limit)[-query.limit]
+        threshold = np.partition(allowed, -query.limit)[-query.limit] if query.limit else np.inf
         found = np.flatnonzero(allowed >= threshold)
     else:
         found = np.arange(len(allowed))
@@ -39,3 +36,16 @@ def best(scores: Scores, query: Query) -> Candidates:
     order = np.argsort(-allowed[found], kind="stable")[: query.limit]
     positions = found[order].astype(np.int32)
     return Candidates(positions, allowed[positions].astype(np.float32))
+
+
+def allowed_scores(scores: Scores, query: Query) -> Scores:
+    """The scores with -inf where the query forbids the item; the caller's array is left as it was.
+
+    A filter may speak of items that arrived after this recommender was built: those are ignored.
+    """
+    if query.eligible is None:
+        allowed = scores.copy()
+    else:
+        allowed = np.where(query.eligible[: len(scores)], scores, np.float32(-np.inf))
+    allowed[query.excluded[query.excluded < len(scores)]] = -np.inf
+    return allowed
