@@ -1,0 +1,43 @@
+"""One SQLAlchemy engine on psycopg2; callers open `engine.begin()` where their transaction starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, select
+from sqlalchemy.engine import make_url
+
+from app.storage import tables
+
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+
+
+def open_engine(url: str, *, pool: int = 8, statement_timeout_seconds: float = 10) -> Engine:
+    """An engine for `postgresql://…`; it connects on first use. Times are UTC, statements end in time."""
+    options = f"-c timezone=UTC -c statement_timeout={int(statement_timeout_seconds * 1000)}"
+    return create_engine(
+        # SQLAlchemy 2.1 reads a bare postgresql:// as psycopg 3.
+        make_url(url).set(drivername="postgresql+psycopg2"),
+        pool_size=pool,
+        max_overflow=0,
+        pool_timeout=5,
+        pool_pre_ping=True,
+        connect_args={"options": options, "connect_timeout": 3, "application_name": "segue"},
+    )
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Brings the schema to `revision`, creating it where there is none."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = url
+    command.upgrade(config, revision)
+
+
+def database_id(db: Connection) -> UUID:
+    """The id this database was born with; a release made from another database is refused by it."""
+    identity: UUID = db.execute(select(tables.database_identity.c.database_id)).scalar_one()
+    return identity

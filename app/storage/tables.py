@@ -1,0 +1,268 @@
+"""The SQLAlchemy tables; migrations/ makes the same ones, and a test compares the two."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)  # fmt: skip
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.types import UserDefinedType
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+class Xid8(UserDefinedType[int]):
+    """Postgres' 64-bit transaction id: what changed since a snapshot is at or above its xmin."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "xid8"
+
+
+def _instant(name: str, **options: object) -> Column[object]:
+    return Column(name, DateTime(timezone=True), **options)  # type: ignore[arg-type]
+
+
+NOW = func.now()
+CURRENT_XID = text("pg_current_xact_id()")
+
+database_identity = Table(
+    "database_identity",
+    metadata,
+    # One row: a release made from another database is refused by this id.
+    Column(
+        "only", Boolean, CheckConstraint("only", name="single"), primary_key=True, server_default=text("true")
+    ),
+    Column("database_id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    # Bumped in the transaction of the change, copied to Redis, compared by inequality: see catalog.versions.
+    Column("name", Text, primary_key=True),
+    Column("epoch", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
+    Column("seq", BigInteger, nullable=False, server_default=text("0")),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("row", Integer, Identity(start=0, minvalue=0), primary_key=True),
+    Column("user_id", Text, nullable=False),
+    Column("attributes", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("preferred_categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    _instant("created_at", nullable=False, server_default=NOW),
+    _instant("updated_at", nullable=False, server_default=NOW),
+    Index("uq_users_user_id", "user_id", unique=True),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("row", Integer, Identity(start=0, minvalue=0), primary_key=True),
+    Column("item_id", Text, nullable=False),
+    Column("kind", Text),
+    Column("title", Text),
+    Column("text", Text),
+    Column("categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("tags", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("creator", Text),
+    _instant("published_at"),
+    Column("features", ARRAY(REAL)),
+    Column("attributes", JSONB, nullable=False, server_default=text("'{}'")),
+    _instant("created_at", nullable=False, server_default=NOW),
+    _instant("updated_at", nullable=False, server_default=NOW),
+    # A deleted item keeps its row number (never reused) and its interactions; its content is cleared.
+    _instant("deleted_at"),
+    Column("changed_xid", Xid8, nullable=False, server_default=CURRENT_XID),
+    Index("uq_items_item_id", "item_id", unique=True),
+    Index("ix_items_changed_xid", "changed_xid"),
+)
+
+event_ids = Table(
+    "event_ids",
+    metadata,
+    # Apart from `interactions`, so that those can be partitioned by time: idempotency needs a global key.
+    Column("event_id", Text, primary_key=True),
+    _instant("received_at", nullable=False, server_default=NOW),
+)
+
+interactions = Table(
+    "interactions",
+    metadata,
+    Column("seq", BigInteger, Identity(), primary_key=True),
+    Column("event_id", Text, nullable=False),
+    Column("user_row", Integer, ForeignKey("users.row"), nullable=False),
+    Column("item_row", Integer, ForeignKey("items.row"), nullable=False),
+    # A kind of API.md, or `unlike`: a like taken back leaves the item seen and neither liked nor disliked.
+    Column("kind", Text, nullable=False),
+    Column("value", Float),
+    _instant("timestamp", nullable=False),
+    _instant("received_at", nullable=False, server_default=NOW),
+    Column("session_id", Text),
+    Column("request_id", Text),
+    Column("xid", Xid8, nullable=False, server_default=CURRENT_XID),
+    Index("ix_interactions_user_row_timestamp", "user_row", "timestamp"),
+    Index("ix_interactions_timestamp", "timestamp"),
+)
+
+likes = Table(
+    "likes",
+    metadata,
+    Column("user_row", Integer, ForeignKey("users.row"), primary_key=True, autoincrement=False),
+    Column("item_row", Integer, ForeignKey("items.row"), primary_key=True, autoincrement=False),
+    _instant("liked_at", nullable=False),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    # sha256 of an erased user's id: what arrives late for it is dropped, not stored again.
+    Column("user_hash", LargeBinary, primary_key=True),
+    _instant("erased_at", nullable=False, server_default=NOW),
+)
+
+impressions = Table(
+    "impressions",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    _instant("shown_at", nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("surface", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("recommender", Text, nullable=False),
+    Column("release", Text),
+    Column("variants", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("first_position", Integer, nullable=False),
+    Column("item_rows", ARRAY(Integer), nullable=False),
+    Column("sources", ARRAY(Text), nullable=False),
+    Column("scores", ARRAY(REAL), nullable=False),
+    Column("propensities", ARRAY(REAL)),
+    Column("promoted", ARRAY(Boolean), nullable=False),
+    Index("ix_impressions_user_id_shown_at", "user_id", "shown_at"),
+    Index("ix_impressions_shown_at", "shown_at"),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("item_row", Integer, ForeignKey("items.row"), nullable=False),
+    # Scope: neither set means everywhere.
+    Column("user_id", Text),
+    Column("category", Text),
+    Column("reason", Text, nullable=False, server_default=text("''")),
+    _instant("starts_at"),
+    _instant("ends_at"),
+    _instant("created_at", nullable=False, server_default=NOW),
+    Index(
+        "uq_blocks_scope",
+        "item_row",
+        text("coalesce(user_id, '')"),
+        text("coalesce(category, '')"),
+        unique=True,
+    ),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("item_row", Integer, ForeignKey("items.row"), primary_key=True, autoincrement=False),
+    Column("position", SmallInteger),
+    Column("boost", REAL),
+    Column("categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    _instant("starts_at"),
+    _instant("ends_at"),
+    Column("max_impressions", BigInteger),
+    Column("impressions", BigInteger, nullable=False, server_default=text("0")),
+    _instant("created_at", nullable=False, server_default=NOW),
+    CheckConstraint("(position is null) <> (boost is null)", name="position_or_boost"),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    _instant("at", nullable=False, server_default=NOW),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("key_hash", LargeBinary, nullable=False, unique=True),
+    _instant("created_at", nullable=False, server_default=NOW),
+    _instant("revoked_at"),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("release_id", Text, primary_key=True),
+    _instant("created_at", nullable=False, server_default=NOW),
+    _instant("activated_at"),
+    Column("manifest", JSONB, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'queued'")),
+    Column("progress", REAL, nullable=False, server_default=text("0")),
+    Column("step", Text, nullable=False, server_default=text("''")),
+    Column("parameters", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("result", JSONB),
+    Column("error", Text),
+    _instant("created_at", nullable=False, server_default=NOW),
+    _instant("started_at"),
+    _instant("finished_at"),
+    CheckConstraint("status in ('queued', 'running', 'succeeded', 'failed')", name="status"),
+)
+
+imports = Table(
+    "imports",
+    metadata,
+    # How far an import came, by the content of its file: a second run goes on there, or has nothing to do.
+    Column("source", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("rows_done", BigInteger, nullable=False, server_default=text("0")),
+    Column("rows_bad", BigInteger, nullable=False, server_default=text("0")),
+    _instant("finished_at"),
+    _instant("updated_at", nullable=False, server_default=NOW),
+)
