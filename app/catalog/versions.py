@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select, update
 from app.storage.tables import versions
 
 Name = Literal["rules", "items", "deletions", "keys", "cache"]
-"""rules: blocks and promotions; deletions: items and users gone; keys: API keys; cache: prefix of Redis keys."""
+"""rules: blocks and promotions; deletions: items gone; keys: API keys; cache: the prefix of Redis keys."""
 
 
 def bump(db: Connection, name: Name) -> str:

@@ -1,0 +1,136 @@
+"""Every error as problem+json (RFC 9457): one shape, one place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from app import telemetry
+from app.errors import FieldError, Invalid, SegueError, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+class ProblemField(BaseModel):
+    """One thing wrong with the request."""
+
+    loc: list[str | int] = Field(
+        description="where: `body`, `query`, `path` or `header`, then keys and indices"
+    )
+    msg: str = Field(description="what is wrong, and what would be right")
+
+
+class Problem(BaseModel):
+    """The one shape of every error (RFC 9457)."""
+
+    type: str = Field(description="URI reference of the kind of problem", examples=["about:blank"])
+    title: str = Field(examples=["Invalid request"])
+    status: int = Field(description="the HTTP status again", examples=[422])
+    detail: str = Field(
+        description="names the offending key and value", examples=["query.limit: at most 1000"]
+    )
+    errors: list[ProblemField] = Field(default=[], description="on 422: each field that is wrong")
+
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "description": "The request is at fault; `detail` says how",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    },
+    "5XX": {
+        "description": "The service is at fault, or a dependency is away; with `Retry-After` where it helps",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    },
+}
+
+
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    errors: Iterable[FieldError] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A problem+json answer."""
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    fields = [{"loc": list(error.loc), "msg": error.msg} for error in errors]
+    if fields or status == 422:
+        body["errors"] = fields
+    # Ids in an error may hold lone surrogates: `replace` keeps the answer valid UTF-8.
+    return Response(_dump(body), status, headers, media_type="application/problem+json")
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        import json
+
+        return json.dumps(body, default=str).encode("utf-8", "replace")
+
+
+def install(app: FastAPI) -> None:
+    """Registers the one handler for each family of errors."""
+    app.add_exception_handler(SegueError, _domain)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RedisError, _redis)
+    app.add_exception_handler(OperationalError, _postgres)
+    app.add_exception_handler(PoolTimeoutError, _postgres)
+    app.add_exception_handler(DBAPIError, _postgres)
+    app.add_exception_handler(Exception, _bug)
+
+
+def _domain(_: Request, error: Exception) -> Response:
+    assert isinstance(error, SegueError)
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'ApiKey realm="segue"'
+    return problem(error.status, error.title, error.detail, errors=error.errors, headers=headers)
+
+
+def _validation(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fields = [FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()]
+    first = fields[0]
+    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    detail = f"{'.'.join(map(str, first.loc))}: {first.msg}{more}"
+    return problem(422, Invalid.title, detail, errors=fields)
+
+
+def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    return problem(error.status_code, str(error.detail), str(error.detail), headers=headers)
+
+
+def _redis(_: Request, error: Exception) -> Response:
+    telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+    log.warning("Redis: %s", error)
+    return problem(503, Unavailable.title, "Redis does not answer; retry", headers={"Retry-After": "1"})
+
+
+def _postgres(request: Request, error: Exception) -> Response:
+    if isinstance(error, DBAPIError) and not (
+        isinstance(error, OperationalError) or error.connection_invalidated
+    ):
+        return _bug(request, error)
+    telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+    log.warning("Postgres: %s", error)
+    return problem(503, Unavailable.title, "Postgres does not answer; retry", headers={"Retry-After": "1"})
+
+
+def _bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem(500, SegueError.title, "The service failed on this request; its log has the reason")

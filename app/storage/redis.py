@@ -1,0 +1,62 @@
+"""Connections to Redis and the versions hash that every worker reads with each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+VERSIONS_KEY = "segue:versions"
+
+# Within one epoch a version only moves forward, whoever writes last; another epoch (a restored database)
+# always wins.
+_PUBLISH = """
+for i = 1, #ARGV, 2 do
+  local old, new = redis.call('HGET', KEYS[1], ARGV[i]), ARGV[i + 1]
+  local old_epoch, old_seq = string.match(old or '', '^(.*):(%d+)$')
+  local new_epoch, new_seq = string.match(new, '^(.*):(%d+)$')
+  if old_epoch ~= new_epoch or tonumber(old_seq) < tonumber(new_seq) then
+    redis.call('HSET', KEYS[1], ARGV[i], new)
+  end
+end
+"""
+
+
+def open_sync(url: str, *, timeout_seconds: float) -> redis.Redis:
+    """A client for threads. Answers are bytes; nothing is retried, the callers know better."""
+    return redis.Redis.from_url(url, **_options(timeout_seconds), retry=Retry(NoBackoff(), 0))
+
+
+def open_async(url: str, *, timeout_seconds: float) -> redis.asyncio.Redis:
+    """A client for the event loop. One retry: a connection that the server closed while idle is not news."""
+    return redis.asyncio.Redis.from_url(url, **_options(timeout_seconds))
+
+
+def publish_versions(cache: redis.Redis, versions: Mapping[str, str]) -> None:
+    """Copies the versions of Postgres to where every request sees them.
+
+    Raises RedisError where Redis is away: whoever calls decides whether that matters.
+    """
+    arguments = [part for pair in versions.items() for part in pair]
+    cache.eval(_PUBLISH, 1, VERSIONS_KEY, *arguments)
+
+
+def is_alive(cache: redis.Redis) -> bool:
+    try:
+        return bool(cache.ping())
+    except RedisError:
+        return False
+
+
+def _options(timeout_seconds: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "decode_responses": False,
+        "health_check_interval": 0,
+    }
