@@ -1,0 +1,312 @@
+"""Taste from factors and content together: implicit ALS whose items have a vector before anyone touched them.
+
+The factors are those of Hu, Koren and Volinsky, "Collaborative filtering for implicit feedback datasets" (2008).
+A ridge regression from content to factors gives new items theirs (Gantner et al., "Learning attribute-to-feature
+mappings for cold-start recommendations", 2010). An item's vector is factors ⊕ scaled content; a user's is a fold-in
+⊕ a content profile, both made from the history at request time, so that a like counts on the next request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.linalg.lapack import dposv
+
+from models.contracts import Arrays, History, Parameters, Parts, Positions, Query, Reason, Scores
+from models.data.dataset import Dataset, latest_per_pair
+from models.data.terms import unit_rows
+from models.retrieval.dense import DenseRecommender
+from models.retrieval.item_rows import ItemRows, cosines
+from models.retrieval.tuning import HALF_LIVES, HeldOut, best_mix, hold_out_newest, trend
+
+FACTORS = 32
+ITERATIONS = 15
+REGULARIZATION = 30.0
+ALPHA = 10.0
+"""Confidence of a plain like against 1 for an item never met (Hu et al., section 4)."""
+RIDGE = 10.0
+CONTENT_WIDTH = 48
+"""Content dimensions kept: what a dot product over them costs per request halves, the cosines hardly move."""
+LONGEST_HISTORY = 500
+RECENCY = 10.0
+"""Entries after which a liked item counts half in the content profile."""
+
+
+class Confidence(NamedTuple):
+    """How sure an interaction makes us: c = ALPHA · strength, p = 0 for dislikes.
+
+    graded: whether the strength follows the feedback's weight, or is the same for all
+    """
+
+    graded: bool
+
+    def of(self, weights: Scores, signs: NDArray[np.int8]) -> Scores:
+        """float32[n], negative for dislikes: |c| stays ≥ 1, below which the system may not be definite."""
+        strength = np.clip(0.5 + 0.5 * np.abs(weights), 0.1, 5.0) if self.graded else np.ones(len(weights))
+        signed = np.where(signs < 0, -0.5 * np.abs(weights), strength)
+        return np.asarray(np.sign(signed) * np.maximum(ALPHA * np.abs(signed), 1.0), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentMap:
+    """From content vectors to both halves of an item's vector.
+
+    to_factors: float32[d + 1, f], the last row for the constant
+    to_content: float32[d, p]
+    scale:      length of the content half
+    """
+
+    to_factors: Scores
+    to_content: Scores
+    scale: float
+
+    def vectors(self, content: Scores) -> Scores:
+        """float32[n, f + p]; zeros where nothing is known."""
+        known = content.any(axis=1, keepdims=True)
+        factors = np.where(known, content @ self.to_factors[:-1] + self.to_factors[-1], 0)
+        return np.hstack([factors, self.scale * unit_rows(content @ self.to_content)]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class AlsHybrid(DenseRecommender):
+    """Built by `fit_als_hybrid` or `from_parts`.
+
+    vectors:        rows of float32[f + p], factors ⊕ content
+    prior:          float32[n + m] added to every score: the weighted trend, -inf where nothing is known of the item
+    gramian:        float64[f, f], FᵀF + λI
+    content_weight: what a content cosine of 1 adds to a score
+    """
+
+    name: ClassVar[str] = "als_hybrid"
+    vectors: ItemRows
+    prior: Scores
+    gramian: NDArray[np.float64]
+    content_map: ContentMap
+    confidence: Confidence
+    content_weight: float
+    chosen: Parameters
+
+    @property
+    def n_items(self) -> int:
+        return len(self.vectors)
+
+    def scores(self, query: Query) -> Scores:
+        history = known_part(query.history, self.n_items)
+        if len(history) == 0:
+            return np.full(self.n_items, -np.inf, np.float32)
+        return np.asarray(self.vectors.dot(self._user_vector(history)) + self.prior)
+
+    def reasons(self, query: Query, positions: Positions) -> list[Reason]:
+        """`similar_to_liked` where content speaks louder than the factors, `taste` elsewhere."""
+        history = known_part(query.history, self.n_items)
+        liked = history.liked
+        if len(history) == 0 or len(liked) == 0:
+            return [Reason("taste")] * len(positions)
+        user, rows, f = self._user_vector(history), self.vectors.take(positions), len(self.gramian)
+        by_content = rows[:, f:] @ user[f:] > rows[:, :f] @ user[:f]
+        nearest = liked[(rows[:, f:] @ self.vectors.take(liked)[:, f:].T).argmax(axis=1)]
+        return [
+            Reason("similar_to_liked", int(seed)) if louder else Reason("taste")
+            for louder, seed in zip(by_content, nearest, strict=True)
+        ]
+
+    def similar(self, position: int) -> Scores:
+        """float32[n_items]: cosine of the item vectors: of much-used items mostly factors, of others content."""
+        return cosines(self.vectors, position)
+
+    def with_new_items(self, content: Scores) -> Self:
+        added = self.content_map.vectors(content)
+        prior = np.where(added.any(axis=1), 0, -np.inf)
+        fitted = self.prior[: len(self.vectors.fitted)]
+        return replace(
+            self,
+            vectors=self.vectors.with_added(added),
+            prior=np.concatenate([fitted, prior]).astype(np.float32),
+        )
+
+    def parts(self) -> Parts:
+        arrays: dict[str, NDArray[Any]] = {
+            "vectors": self.vectors.fitted,
+            "prior": self.prior[: len(self.vectors.fitted)],
+            "gramian": self.gramian,
+            "to_factors": self.content_map.to_factors,
+            "to_content": self.content_map.to_content,
+        }
+        parameters = {
+            "scale": self.content_map.scale,
+            "graded": self.confidence.graded,
+            "content_weight": self.content_weight,
+            "chosen": dict(self.chosen),
+        }
+        return Parts(parameters, arrays)
+
+    @classmethod
+    def from_parts(cls, parameters: Parameters, arrays: Arrays) -> Self:
+        return cls(
+            vectors=ItemRows.of(arrays["vectors"]),
+            prior=arrays["prior"],
+            gramian=arrays["gramian"],
+            content_map=ContentMap(arrays["to_factors"], arrays["to_content"], parameters["scale"]),
+            confidence=Confidence(parameters["graded"]),
+            content_weight=parameters["content_weight"],
+            chosen=parameters["chosen"],
+        )
+
+    def _user_vector(self, history: History) -> Scores:
+        """float32[f + p]"""
+        rows, f = self.vectors.take(history.positions), len(self.gramian)
+        factors = fold_in(rows[:, :f], self.confidence.of(history.weights, history.signs), self.gramian)
+        # Content rows have the length `scale`: divided out, a cosine of 1 adds the weight.
+        profile = content_profile(rows[:, f:], history) * (self.content_weight / self.content_map.scale)
+        return np.concatenate([factors, profile]).astype(np.float32)
+
+
+def fold_in(rows: Scores, confidence: Scores, gramian: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[f]: the user's factors, x = (FᵀF + λI + Fᵤᵀ(C - I)Fᵤ)⁻¹ Fᵤᵀ C p, by one Cholesky solve.
+
+    rows:       float32[k, f], factors of the items met
+    confidence: float32[k], negative where p = 0
+    """
+    met = rows.astype(np.float64)
+    system = gramian + (met.T * (np.abs(confidence) - 1)) @ met
+    _, solution, failed = dposv(system, np.maximum(confidence, 0) @ met)
+    return np.zeros(len(gramian)) if failed else np.asarray(solution)
+
+
+def content_profile(rows: Scores, history: History) -> Scores:
+    """float32[p] of length 1: liked items attract, disliked ones repel, the latest count most."""
+    recency = 0.5 ** (np.arange(len(history) - 1, -1, -1) / RECENCY)
+    strength = np.where(history.signs == 0, 0.1, np.where(history.signs > 0, 1.0, -0.5))
+    return np.asarray(unit_rows(((strength * recency) @ rows)[None, :].astype(np.float32))[0])
+
+
+def known_part(history: History, n_items: int) -> History:
+    """The newest entries whose items have a position below `n_items`."""
+    which = np.flatnonzero(history.positions < n_items)[-LONGEST_HISTORY:]
+    return History(history.positions[which], history.weights[which], history.signs[which], history.timestamps[which])
+
+
+def fit_als_hybrid(
+    dataset: Dataset, content: Scores, *, seed: int, progress: Callable[[str, float], None]
+) -> AlsHybrid:
+    """Choose confidence, content weight and trend on the newest tenth of the dataset, then fit on all of it.
+
+    content: float32[n_items, d], rows of `ContentEncoder.transform`
+    """
+    progress("als_hybrid: holding out the newest interactions", 0.0)
+    held_out = hold_out_newest(dataset, seed=seed)
+    choices = []
+    for step, graded in enumerate((True, False) if held_out.is_telling else ()):
+        progress(f"als_hybrid: trying {'graded' if graded else 'equal'} confidence", 0.1 + 0.3 * step)
+        choices.append(_choose_mix(_fit(held_out.earlier, content, Confidence(graded), seed), held_out))
+    choice = max(choices, key=lambda made: made.ndcg or 0.0, default=_DEFAULT)
+    progress("als_hybrid: factorising everything", 0.7)
+    fitted = _mixed(_fit(dataset, content, Confidence(choice.graded), seed), dataset, choice)
+    progress("als_hybrid: done", 1.0)
+    return fitted
+
+
+class _Choice(NamedTuple):
+    graded: bool
+    content_weight: float
+    trend_weight: float
+    half_life: float
+    ndcg: float | None
+    """What the choice reached on the held-out users; None where there were too few to choose by."""
+
+
+_DEFAULT = _Choice(graded=True, content_weight=0.25, trend_weight=0.1, half_life=30.0, ndcg=None)
+_CONTENT_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0)
+_TREND_WEIGHTS = (0.1, 0.25, 0.5, 1.0)
+
+
+def _fit(dataset: Dataset, content: Scores, confidence: Confidence, seed: int) -> AlsHybrid:
+    """The vectors, with neither content nor trend weighed yet."""
+    pairs = dataset.interactions
+    matrix = dataset.matrix(confidence.of(pairs.weights, pairs.signs))
+    counts = np.bincount(pairs.items[latest_per_pair(pairs)], minlength=dataset.n_items)
+    factors = (
+        _factorise(sparse.csr_matrix(matrix), seed) if matrix.nnz else np.zeros((dataset.n_items, FACTORS), np.float32)
+    )
+    content_map = _fit_content_map(content, factors, counts)
+    vectors = content_map.vectors(content)
+    vectors[counts > 0, : factors.shape[1]] = factors[counts > 0]
+    learned = vectors[:, : factors.shape[1]].astype(np.float64)
+    return AlsHybrid(
+        vectors=ItemRows.of(vectors),
+        prior=np.where(vectors.any(axis=1), 0, -np.inf).astype(np.float32),
+        gramian=learned.T @ learned + REGULARIZATION * np.eye(factors.shape[1]),
+        content_map=content_map,
+        confidence=confidence,
+        content_weight=0.0,
+        chosen={},
+    )
+
+
+def _factorise(confidences: sparse.csr_matrix, seed: int) -> Scores:
+    """float32[n_items, f]"""
+    # Imported here because serving never factorises, and every worker would carry the library.
+    from implicit.cpu.als import AlternatingLeastSquares  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415
+
+    als = AlternatingLeastSquares(
+        factors=FACTORS, regularization=REGULARIZATION, alpha=1.0, iterations=ITERATIONS, random_state=seed
+    )
+    # Its own threads and those of BLAS get in each other's way: ten times slower, the library warns.
+    with threadpool_limits(1, "blas"):
+        als.fit(confidences, show_progress=False)
+    return np.asarray(als.item_factors, np.float32)
+
+
+def _fit_content_map(content: Scores, factors: Scores, counts: NDArray[np.int64]) -> ContentMap:
+    """Ridge regression on the items that were met, each as trustworthy as it was met often."""
+    trust = counts / (counts + 5.0)
+    inputs = np.hstack([content, np.ones((len(content), 1))]).astype(np.float64)
+    weighted = inputs.T * trust
+    to_factors = np.linalg.solve(weighted @ inputs + RIDGE * np.eye(inputs.shape[1]), weighted @ factors)
+    lengths = np.linalg.norm(factors[counts > 0], axis=1)
+    return ContentMap(
+        to_factors.astype(np.float32),
+        _principal_directions(content),
+        float(np.sqrt(np.mean(lengths**2))) if lengths.any() else 1.0,
+    )
+
+
+def _principal_directions(content: Scores) -> Scores:
+    """float32[d, p]: not centred, so that cosines are kept."""
+    width = content.shape[1]
+    if width <= CONTENT_WIDTH:
+        return np.eye(width, dtype=np.float32)
+    _, directions = np.linalg.eigh(content.T.astype(np.float64) @ content)
+    return np.ascontiguousarray(directions[:, ::-1][:, :CONTENT_WIDTH], np.float32)
+
+
+def _choose_mix(fitted: AlsHybrid, held_out: HeldOut) -> _Choice:
+    trends = np.stack([trend(held_out.earlier, half_life) for half_life in HALF_LIVES])
+    plain = [(c, 0.0, HALF_LIVES[-1]) for c in _CONTENT_WEIGHTS]
+    timely = [(c, t, half_life) for c in _CONTENT_WEIGHTS for t in _TREND_WEIGHTS for half_life in HALF_LIVES]
+    options = plain + timely
+    mixes = np.zeros((len(options), 2 + len(HALF_LIVES)), np.float32)
+    for row, (content_weight, trend_weight, half_life) in enumerate(options):
+        mixes[row, 0], mixes[row, 1] = 1.0, content_weight
+        mixes[row, 2 + HALF_LIVES.index(half_life)] = trend_weight
+    f, rows = len(fitted.gramian), fitted.vectors.fitted
+    weighed = replace(fitted, content_weight=1.0)
+
+    def signals(history: History) -> NDArray[np.float32]:
+        user = weighed._user_vector(known_part(history, fitted.n_items))
+        return np.vstack([rows[:, :f] @ user[:f], rows[:, f:] @ user[f:], trends])
+
+    best, ndcg = best_mix(held_out, signals, mixes)
+    return _Choice(fitted.confidence.graded, *options[best], ndcg)
+
+
+def _mixed(fitted: AlsHybrid, dataset: Dataset, choice: _Choice) -> AlsHybrid:
+    prior = fitted.prior + np.float32(choice.trend_weight) * trend(dataset, choice.half_life)
+    chosen = choice._asdict()
+    return replace(fitted, prior=prior, content_weight=choice.content_weight, chosen=chosen)
