@@ -62,11 +62,13 @@ class History:
         """Positions of the positive entries, oldest first."""
         return self.positions[self.signs > 0]
 
+    def take(self, which: NDArray[np.bool_] | NDArray[np.int64] | slice) -> History:
+        """The entries chosen by a mask, indices or a slice."""
+        return History(self.positions[which], self.weights[which], self.signs[which], self.timestamps[which])
+
     @classmethod
     def empty(cls) -> History:
-        return cls(
-            np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int8), np.empty(0, np.float64)
-        )
+        return cls(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int8), np.empty(0, np.float64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,8 +141,9 @@ class RecommenderContract(ABC):
         return built
 
     @pytest.fixture(scope="class")
-    def fitted(self) -> Recommender:
-        return self.fit(toy_dataset(), toy_content())
+    @classmethod
+    def fitted(cls) -> Recommender:
+        return cls().fit(toy_dataset(), toy_content())
 
     @pytest.fixture(params=QUERIES)
     def query(self, request: pytest.FixtureRequest) -> Query:
@@ -159,9 +160,7 @@ class RecommenderContract(ABC):
         assert scores.dtype == np.float32
         assert np.all(np.isfinite(scores) | np.isneginf(scores))
 
-    def test_answers_are_finite_sorted_and_without_duplicates(
-        self, fitted: Recommender, query: Query
-    ) -> None:
+    def test_answers_are_finite_sorted_and_without_duplicates(self, fitted: Recommender, query: Query) -> None:
         positions, scores = fitted.recommend(query)
         assert positions.dtype == np.int32
         assert scores.dtype == np.float32
@@ -203,9 +202,7 @@ class RecommenderContract(ABC):
         assert 1 not in fitted.recommend(wider).positions
 
     @pytest.mark.parametrize("limit", [0, 1, 3, N_ITEMS, 1_000])
-    def test_a_shorter_answer_begins_the_longer_one(
-        self, fitted: Recommender, query: Query, limit: int
-    ) -> None:
+    def test_a_shorter_answer_begins_the_longer_one(self, fitted: Recommender, query: Query, limit: int) -> None:
         everything = fitted.recommend(replace(query, limit=1_000)).positions
         answer = fitted.recommend(replace(query, limit=limit)).positions
         assert answer.tolist() == everything[:limit].tolist()
