@@ -258,11 +258,16 @@ jobs = Table(
 imports = Table(
     "imports",
     metadata,
-    # How far an import came, by the content of its file: a second run goes on there, or has nothing to do.
+    # How far the import of a file came, by the file's content: a second run goes on there, or has nothing to do.
     Column("source", Text, primary_key=True),
-    Column("fingerprint", Text, nullable=False),
+    Column("fingerprint", Text, primary_key=True),
     Column("rows_done", BigInteger, nullable=False, server_default=text("0")),
     Column("rows_bad", BigInteger, nullable=False, server_default=text("0")),
+    # What became of the rows (stored, duplicates, …), and the bad ones by reason.
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("bad_by_reason", JSONB, nullable=False, server_default=text("'{}'")),
+    # What is added to every time in the file; decided once, so that a resumed import adds the same.
+    Column("shift_seconds", Float),
     _instant("finished_at"),
     _instant("updated_at", nullable=False, server_default=NOW),
 )

@@ -53,9 +53,19 @@ def upgrade() -> None:
         sa.Column("fingerprint", sa.Text(), nullable=False),
         sa.Column("rows_done", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("rows_bad", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column(
+            "counts", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False
+        ),
+        sa.Column(
+            "bad_by_reason",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default=sa.text("'{}'"),
+            nullable=False,
+        ),
+        sa.Column("shift_seconds", sa.Float(), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.PrimaryKeyConstraint("source", name=op.f("pk_imports")),
+        sa.PrimaryKeyConstraint("source", "fingerprint", name=op.f("pk_imports")),
     )
     op.create_table(
         "impressions",

@@ -1,0 +1,238 @@
+"""The writes of an import: a batch of rows by COPY into a table of its own, and from there where it belongs.
+
+Every function here may run twice on the same batch and leaves what running once leaves. Ids are inserted in
+sorted order, users before items before events, as every writer of these tables does, so that two of them
+wait for each other instead of deadlocking.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import Connection, text
+
+from app.catalog import versions
+
+
+class Event(NamedTuple):
+    """An event to store once per event_id; timestamp in unix seconds."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    kind: str
+    value: float
+    timestamp: float
+
+
+class Item(NamedTuple):
+    """What a file says of an item: any of the fields of API.md; what it doesn't say stays as it is."""
+
+    item_id: str
+    fields: dict[str, Any]
+
+
+class ItemTag(NamedTuple):
+    """One tag that joins those an item has."""
+
+    item_id: str
+    tag: str
+
+
+class User(NamedTuple):
+    """What a file says of a user: attributes that join those the user has."""
+
+    user_id: str
+    attributes: dict[str, Any]
+
+
+def store_events(db: Connection, events: Sequence[Event]) -> Counter[str]:
+    """Counts `stored`, `duplicates` and `erased_users`: events of users who were erased are not stored."""
+    _stage(
+        db,
+        "event_id text, user_id text, item_id text, kind text, value float8, at float8",
+        ((*event[:4], repr(event.value), repr(event.timestamp)) for event in events),
+    )
+    erased = _drop_erased_users(db)
+    _add_users(db)
+    new_items = _add_items(db)
+    stored = db.execute(text(_STORE_EVENTS)).rowcount
+    if new_items:
+        versions.bump(db, "items")
+    if stored:
+        # Views of users' pasts in Redis are older than these rows.
+        versions.bump(db, "cache")
+    return Counter(stored=stored, duplicates=len(events) - erased - stored, erased_users=erased)
+
+
+def store_items(db: Connection, items: Sequence[Item]) -> Counter[str]:
+    """Counts `stored` and `deleted_items`: what was deleted here isn't brought back by a file."""
+    rows = ((item.item_id, _json(item.fields)) for item in items)
+    _stage(db, "item_id text, fields jsonb", rows)
+    return _update_items(db, _FILL_ITEMS, len(items))
+
+
+def store_tags(db: Connection, tags: Sequence[ItemTag]) -> Counter[str]:
+    """Counts `stored` (each tag once per item and batch) and `deleted_items`, in rows."""
+    _stage(db, "item_id text, tag text", tags)
+    return _update_items(db, _ADD_TAGS, len(tags))
+
+
+def store_users(db: Connection, users: Sequence[User]) -> Counter[str]:
+    """Counts `stored` and `erased_users`."""
+    _stage(db, "user_id text, attributes jsonb", ((user.user_id, _json(user.attributes)) for user in users))
+    erased = _drop_erased_users(db)
+    _add_users(db)
+    db.execute(text(_FILL_USERS))
+    return Counter(stored=len(users) - erased, erased_users=erased)
+
+
+def _update_items(db: Connection, update: str, rows: int) -> Counter[str]:
+    deleted: int = db.execute(text(_DROP_DELETED_ITEMS)).rowcount
+    changed = _add_items(db)
+    # In one order for all writers: an update by itself locks in whatever order the plan has.
+    db.execute(text(_LOCK_ITEMS))
+    changed += db.execute(text(update)).rowcount
+    if changed:
+        versions.bump(db, "items")
+    return Counter(stored=rows - deleted, deleted_items=deleted)
+
+
+def _stage(db: Connection, columns: str, rows: Iterable[Sequence[str]]) -> None:
+    """COPY into the temporary table `staged`, whose `line` tells later rows from earlier ones."""
+    db.execute(text(f"create temp table staged (line int generated always as identity, {columns}) on commit drop"))
+    names = ", ".join(column.split()[0] for column in columns.split(", "))
+    # No field holds a tab or a line end: ids can't, and JSON writes them as escapes.
+    body = "\n".join(map("\t".join, rows)).replace("\\", "\\\\")
+    cursor: Any = db.connection.cursor()
+    cursor.copy_expert(f"copy staged ({names}) from stdin", io.StringIO(body))
+    cursor.close()
+    db.execute(text("analyze staged"))
+
+
+def _json(fields: dict[str, Any]) -> str:
+    return orjson.dumps(fields).decode()
+
+
+def _drop_erased_users(db: Connection) -> int:
+    return db.execute(text(_DROP_ERASED_USERS)).rowcount
+
+
+def _add_users(db: Connection) -> int:
+    return db.execute(text(_ADD_USERS)).rowcount
+
+
+def _add_items(db: Connection) -> int:
+    return db.execute(text(_ADD_ITEMS)).rowcount
+
+
+_DROP_ERASED_USERS = """
+    delete from staged using (
+        select distinct s.user_id from (select distinct user_id from staged) s
+        join tombstones t on t.user_hash = sha256(convert_to(s.user_id, 'UTF8'))
+    ) erased
+    where staged.user_id = erased.user_id
+"""
+
+# An upsert would burn a row number per conflict; this burns one only where two writers meet on a new id.
+_ADD_USERS = """
+    insert into users (user_id)
+    select distinct user_id from staged
+    where not exists (select from users where users.user_id = staged.user_id)
+    order by user_id
+    on conflict (user_id) do nothing
+"""
+
+_ADD_ITEMS = """
+    insert into items (item_id)
+    select distinct item_id from staged
+    where not exists (select from items where items.item_id = staged.item_id)
+    order by item_id
+    on conflict (item_id) do nothing
+"""
+
+_STORE_EVENTS = """
+    with fresh as (
+        insert into event_ids (event_id)
+        select distinct event_id from staged
+        where not exists (select from event_ids where event_ids.event_id = staged.event_id)
+        order by event_id
+        on conflict (event_id) do nothing
+        returning event_id
+    ), first as (
+        select distinct on (event_id) staged.* from staged join fresh using (event_id) order by event_id, line
+    )
+    insert into interactions (event_id, user_row, item_row, kind, value, timestamp)
+    select event_id, users.row, items.row, first.kind, value, to_timestamp(at)
+    from first join users using (user_id) join items using (item_id)
+    order by line
+"""
+
+_DROP_DELETED_ITEMS = """
+    delete from staged using items where items.item_id = staged.item_id and items.deleted_at is not null
+"""
+
+_LOCK_ITEMS = """
+    select from items where item_id in (select item_id from staged) order by item_id for update
+"""
+
+# The last line on an item wins; a field that the file leaves empty keeps what is there.
+_FILL_ITEMS = """
+    with told as (
+        select distinct on (s.item_id) i.row,
+            coalesce(f.kind, i.kind) as kind,
+            coalesce(f.title, i.title) as title,
+            coalesce(f.text, i.text) as text,
+            coalesce(nullif(f.categories, '{}'), i.categories) as categories,
+            coalesce(nullif(f.tags, '{}'), i.tags) as tags,
+            coalesce(f.creator, i.creator) as creator,
+            coalesce(f.published_at, i.published_at) as published_at,
+            coalesce(f.features, i.features) as features,
+            i.attributes || coalesce(f.attributes, '{}') as attributes
+        from staged s
+        join items i using (item_id)
+        cross join jsonb_to_record(s.fields) as f (
+            kind text, title text, text text, categories text[], tags text[], creator text,
+            published_at timestamptz, features real[], attributes jsonb
+        )
+        where i.deleted_at is null
+        order by s.item_id, s.line desc
+    )
+    update items set
+        kind = told.kind, title = told.title, text = told.text, categories = told.categories,
+        tags = told.tags, creator = told.creator, published_at = told.published_at,
+        features = told.features, attributes = told.attributes,
+        updated_at = now(), changed_xid = pg_current_xact_id()
+    from told
+    where items.row = told.row and
+        (items.kind, items.title, items.text, items.categories, items.tags, items.creator,
+         items.published_at, items.features, items.attributes)
+        is distinct from
+        (told.kind, told.title, told.text, told.categories, told.tags, told.creator,
+         told.published_at, told.features, told.attributes)
+"""
+
+_ADD_TAGS = """
+    with told as (
+        select items.row, array_agg(distinct tag order by tag) as tags
+        from staged join items using (item_id)
+        cross join lateral unnest(items.tags || staged.tag) as tag
+        where items.deleted_at is null
+        group by items.row
+    )
+    update items set tags = told.tags, updated_at = now(), changed_xid = pg_current_xact_id()
+    from told where items.row = told.row and items.tags is distinct from told.tags
+"""
+
+_FILL_USERS = """
+    with told as (
+        select distinct on (user_id) user_id, attributes from staged order by user_id, line desc
+    )
+    update users set attributes = users.attributes || told.attributes, updated_at = now()
+    from told
+    where users.user_id = told.user_id and not users.attributes @> told.attributes
+"""
