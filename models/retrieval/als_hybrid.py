@@ -8,21 +8,22 @@ mappings for cold-start recommendations", 2010). An item's vector is factors ⊕
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg.lapack import dposv
+from threadpoolctl import threadpool_limits
 
-from models.contracts import Arrays, History, Parameters, Parts, Positions, Query, Reason, Scores
+from models.contracts import Arrays, History, Parameters, Parts, Positions, Progress, Query, Reason, Scores
 from models.data.dataset import Dataset, latest_per_pair
 from models.data.terms import unit_rows
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.item_rows import ItemRows, cosines
-from models.retrieval.tuning import HALF_LIVES, HeldOut, best_mix, hold_out_newest, trend
+from models.retrieval.tuning import Mix, choose_mix, hold_out_newest
 
 FACTORS = 32
 ITERATIONS = 15
@@ -99,7 +100,7 @@ class AlsHybrid(DenseRecommender):
         history = known_part(query.history, self.n_items)
         if len(history) == 0:
             return np.full(self.n_items, -np.inf, np.float32)
-        return np.asarray(self.vectors.dot(self._user_vector(history)) + self.prior)
+        return np.asarray(self.vectors.dot(self.user_vector(history)) + self.prior)
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         """`similar_to_liked` where content speaks louder than the factors, `taste` elsewhere."""
@@ -107,7 +108,7 @@ class AlsHybrid(DenseRecommender):
         liked = history.liked
         if len(history) == 0 or len(liked) == 0:
             return [Reason("taste")] * len(positions)
-        user, rows, f = self._user_vector(history), self.vectors.take(positions), len(self.gramian)
+        user, rows, f = self.user_vector(history), self.vectors.take(positions), len(self.gramian)
         by_content = rows[:, f:] @ user[f:] > rows[:, :f] @ user[:f]
         nearest = liked[(rows[:, f:] @ self.vectors.take(liked)[:, f:].T).argmax(axis=1)]
         return [
@@ -157,8 +158,8 @@ class AlsHybrid(DenseRecommender):
             chosen=parameters["chosen"],
         )
 
-    def _user_vector(self, history: History) -> Scores:
-        """float32[f + p]"""
+    def user_vector(self, history: History) -> Scores:
+        """float32[f + p]: what the items of a history, all of them known here, say of their user."""
         rows, f = self.vectors.take(history.positions), len(self.gramian)
         factors = fold_in(rows[:, :f], self.confidence.of(history.weights, history.signs), self.gramian)
         # Content rows have the length `scale`: divided out, a cosine of 1 adds the weight.
@@ -182,7 +183,9 @@ def content_profile(rows: Scores, history: History) -> Scores:
     """float32[p] of length 1: liked items attract, disliked ones repel, the latest count most."""
     recency = 0.5 ** (np.arange(len(history) - 1, -1, -1) / RECENCY)
     strength = np.where(history.signs == 0, 0.1, np.where(history.signs > 0, 1.0, -0.5))
-    return np.asarray(unit_rows(((strength * recency) @ rows)[None, :].astype(np.float32))[0])
+    profile = (strength * recency) @ rows
+    length = np.linalg.norm(profile)
+    return np.asarray(profile / length if length > 0 else profile, np.float32)
 
 
 def known_part(history: History, n_items: int) -> History:
@@ -191,42 +194,51 @@ def known_part(history: History, n_items: int) -> History:
     return History(history.positions[which], history.weights[which], history.signs[which], history.timestamps[which])
 
 
-def fit_als_hybrid(
-    dataset: Dataset, content: Scores, *, seed: int, progress: Callable[[str, float], None]
-) -> AlsHybrid:
+def fit_als_hybrid(dataset: Dataset, content: Scores, *, seed: int, progress: Progress) -> AlsHybrid:
     """Choose confidence, content weight and trend on the newest tenth of the dataset, then fit on all of it.
 
     content: float32[n_items, d], rows of `ContentEncoder.transform`
     """
-    progress("als_hybrid: holding out the newest interactions", 0.0)
-    held_out = hold_out_newest(dataset, seed=seed)
-    choices = []
-    for step, graded in enumerate((True, False) if held_out.is_telling else ()):
-        progress(f"als_hybrid: trying {'graded' if graded else 'equal'} confidence", 0.1 + 0.3 * step)
-        choices.append(_choose_mix(_fit(held_out.earlier, content, Confidence(graded), seed), held_out))
-    choice = max(choices, key=lambda made: made.ndcg or 0.0, default=_DEFAULT)
-    progress("als_hybrid: factorising everything", 0.7)
-    fitted = _mixed(_fit(dataset, content, Confidence(choice.graded), seed), dataset, choice)
+    # Threads of BLAS and of the factorisation get in each other's way: ten times slower, implicit warns.
+    with threadpool_limits(1, "blas"):
+        progress("als_hybrid: choosing confidence and weights", 0.0)
+        confidence, mix = _choose(dataset, content, seed, progress)
+        progress("als_hybrid: factorising everything", 0.7)
+        fitted = _fit(dataset, content, confidence, seed)
     progress("als_hybrid: done", 1.0)
-    return fitted
+    return replace(
+        fitted,
+        prior=fitted.prior + mix.prior(dataset),
+        content_weight=mix.weights[1],
+        chosen={**mix.figures(), "graded": confidence.graded},
+    )
 
 
-class _Choice(NamedTuple):
-    graded: bool
-    content_weight: float
-    trend_weight: float
-    half_life: float
-    ndcg: float | None
-    """What the choice reached on the held-out users; None where there were too few to choose by."""
+# Weights of factors and content.
+_DEFAULT_MIX = Mix((1.0, 0.25), trend_weight=0.1, half_life=30.0)
+_CHOICES = ((1.0, 0.0), (1.0, 0.1), (1.0, 0.25), (1.0, 0.5), (1.0, 1.0))
 
 
-_DEFAULT = _Choice(graded=True, content_weight=0.25, trend_weight=0.1, half_life=30.0, ndcg=None)
-_CONTENT_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0)
-_TREND_WEIGHTS = (0.1, 0.25, 0.5, 1.0)
+def _choose(dataset: Dataset, content: Scores, seed: int, progress: Progress) -> tuple[Confidence, Mix]:
+    held_out = hold_out_newest(dataset, seed=seed)
+    if not held_out.is_telling:
+        return Confidence(graded=True), _DEFAULT_MIX
+    tried = []
+    for confidence in (Confidence(graded=True), Confidence(graded=False)):
+        fitted = _fit(held_out.earlier, content, confidence, seed)
+        tried.append((confidence, choose_mix(held_out, partial(_halves, fitted), _CHOICES)))
+        progress("als_hybrid: choosing confidence and weights", 0.35 * len(tried))
+    return max(tried, key=lambda choice: choice[1].ndcg or 0.0)
+
+
+def _halves(fitted: AlsHybrid, history: History) -> NDArray[np.float32]:
+    """float32[2, n_items]: what factors and content say."""
+    user, f, rows = fitted.user_vector(history), len(fitted.gramian), fitted.vectors.fitted
+    return np.vstack([rows[:, :f] @ user[:f], rows[:, f:] @ user[f:]])
 
 
 def _fit(dataset: Dataset, content: Scores, confidence: Confidence, seed: int) -> AlsHybrid:
-    """The vectors, with neither content nor trend weighed yet."""
+    """The vectors; content weighs 1 and the trend nothing until they are chosen."""
     pairs = dataset.interactions
     matrix = dataset.matrix(confidence.of(pairs.weights, pairs.signs))
     counts = np.bincount(pairs.items[latest_per_pair(pairs)], minlength=dataset.n_items)
@@ -243,7 +255,7 @@ def _fit(dataset: Dataset, content: Scores, confidence: Confidence, seed: int) -
         gramian=learned.T @ learned + REGULARIZATION * np.eye(factors.shape[1]),
         content_map=content_map,
         confidence=confidence,
-        content_weight=0.0,
+        content_weight=1.0,
         chosen={},
     )
 
@@ -252,14 +264,11 @@ def _factorise(confidences: sparse.csr_matrix, seed: int) -> Scores:
     """float32[n_items, f]"""
     # Imported here because serving never factorises, and every worker would carry the library.
     from implicit.cpu.als import AlternatingLeastSquares  # noqa: PLC0415
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     als = AlternatingLeastSquares(
         factors=FACTORS, regularization=REGULARIZATION, alpha=1.0, iterations=ITERATIONS, random_state=seed
     )
-    # Its own threads and those of BLAS get in each other's way: ten times slower, the library warns.
-    with threadpool_limits(1, "blas"):
-        als.fit(confidences, show_progress=False)
+    als.fit(confidences, show_progress=False)
     return np.asarray(als.item_factors, np.float32)
 
 
@@ -284,29 +293,3 @@ def _principal_directions(content: Scores) -> Scores:
         return np.eye(width, dtype=np.float32)
     _, directions = np.linalg.eigh(content.T.astype(np.float64) @ content)
     return np.ascontiguousarray(directions[:, ::-1][:, :CONTENT_WIDTH], np.float32)
-
-
-def _choose_mix(fitted: AlsHybrid, held_out: HeldOut) -> _Choice:
-    trends = np.stack([trend(held_out.earlier, half_life) for half_life in HALF_LIVES])
-    plain = [(c, 0.0, HALF_LIVES[-1]) for c in _CONTENT_WEIGHTS]
-    timely = [(c, t, half_life) for c in _CONTENT_WEIGHTS for t in _TREND_WEIGHTS for half_life in HALF_LIVES]
-    options = plain + timely
-    mixes = np.zeros((len(options), 2 + len(HALF_LIVES)), np.float32)
-    for row, (content_weight, trend_weight, half_life) in enumerate(options):
-        mixes[row, 0], mixes[row, 1] = 1.0, content_weight
-        mixes[row, 2 + HALF_LIVES.index(half_life)] = trend_weight
-    f, rows = len(fitted.gramian), fitted.vectors.fitted
-    weighed = replace(fitted, content_weight=1.0)
-
-    def signals(history: History) -> NDArray[np.float32]:
-        user = weighed._user_vector(known_part(history, fitted.n_items))
-        return np.vstack([rows[:, :f] @ user[:f], rows[:, f:] @ user[f:], trends])
-
-    best, ndcg = best_mix(held_out, signals, mixes)
-    return _Choice(fitted.confidence.graded, *options[best], ndcg)
-
-
-def _mixed(fitted: AlsHybrid, dataset: Dataset, choice: _Choice) -> AlsHybrid:
-    prior = fitted.prior + np.float32(choice.trend_weight) * trend(dataset, choice.half_life)
-    chosen = choice._asdict()
-    return replace(fitted, prior=prior, content_weight=choice.content_weight, chosen=chosen)

@@ -9,19 +9,20 @@ its place, so new items are known at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from models.contracts import Arrays, History, Parameters, Parts, Positions, Query, Reason, Scores
+from models.contracts import Arrays, History, Parameters, Parts, Positions, Progress, Query, Reason, Scores
 from models.data.dataset import Dataset
 from models.data.terms import label, unit_rows
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.item_rows import ItemRows, cosines
-from models.retrieval.tuning import HALF_LIVES, HeldOut, best_mix, hold_out_newest, trend
+from models.retrieval.tuning import Mix, choose_mix, hold_out_newest
 
 SHARPNESS = 8.0
 """How strongly the nearest cluster outweighs the next: memberships are softmax(SHARPNESS · cosine)."""
@@ -59,6 +60,15 @@ class ItemEncoder:
         return unit_rows(features)
 
 
+class Taste(NamedTuple):
+    """affinity: float32[k], -1–1, how much of what the user liked lies near each cluster, less what they disliked
+    profile:  float32[e] of length 1, the direction of what they liked
+    """
+
+    affinity: Scores
+    profile: Scores
+
+
 @dataclass(frozen=True)
 class ContentClusters(DenseRecommender):
     """Built by `fit_content_clusters` or `from_parts`.
@@ -89,12 +99,12 @@ class ContentClusters(DenseRecommender):
         return len(self.embeddings)
 
     def scores(self, query: Query) -> Scores:
-        taste = self._taste(query)
+        taste = self.taste(query.history, query.preferred_categories)
         if taste is None:
             return np.full(self.n_items, -np.inf, np.float32)
-        affinity, profile = taste
-        by_cluster, by_item = self.weights
-        return (by_cluster * affinity)[self.clusters] + self.embeddings.dot(by_item * profile) + self.prior
+        by_cluster, by_item = (np.float32(weight) for weight in self.weights)
+        by_place = (by_cluster * taste.affinity)[self.clusters] + self.prior
+        return np.asarray(by_place + self.embeddings.dot(by_item * taste.profile))
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         """`cluster`, with the liked item that is closest."""
@@ -158,60 +168,73 @@ class ContentClusters(DenseRecommender):
             chosen=parameters["chosen"],
         )
 
-    def _taste(self, query: Query) -> tuple[Scores, Scores] | None:
-        """What a user leans to: float32[k] per cluster and float32[e] over embeddings, or None for no opinion.
+    def taste(self, history: History, preferred_categories: tuple[str, ...]) -> Taste | None:
+        """What the user leans to, None where there is nothing to tell it by.
 
-        Preferred categories speak for a user who liked nothing yet.
+        Preferred categories speak only for a user who liked nothing yet.
         """
-        known = np.flatnonzero((query.history.positions < self.n_items) & (query.history.signs != 0))
-        known = known[-LONGEST_HISTORY:]
-        signs = query.history.signs[known]
-        if (signs > 0).any():
-            recency = 0.5 ** (np.arange(len(known) - 1, -1, -1) / RECENCY)
-            pulls = np.where(signs > 0, 1.0, -DISLIKE) * recency
-            return self._lean(self.embeddings.take(query.history.positions[known]), pulls)
-        rows = [self.categories[name] for raw in query.preferred_categories if (name := label(raw)) in self.categories]
-        return self._lean(self.prototypes[rows], np.ones(len(rows))) if rows else None
+        known = np.flatnonzero((history.positions < self.n_items) & (history.signs != 0))[-LONGEST_HISTORY:]
+        signs = history.signs[known]
+        seeds = self.embeddings.take(history.positions[known])
+        pulls = np.where(signs > 0, 1.0, -DISLIKE) * 0.5 ** (np.arange(len(known) - 1, -1, -1) / RECENCY)
+        if not (signs > 0).any():
+            labels = dict.fromkeys(map(label, preferred_categories))
+            preferred = self.prototypes[[self.categories[name] for name in labels if name in self.categories]]
+            if len(preferred) == 0:
+                return None
+            seeds, pulls = np.vstack([seeds, preferred]), np.concatenate([pulls, np.ones(len(preferred))])
+        return self._lean(seeds, pulls)
 
-    def _lean(self, seeds: Scores, pulls: NDArray[np.float64]) -> tuple[Scores, Scores]:
+    def _lean(self, seeds: Scores, pulls: NDArray[np.float64]) -> Taste:
         nearness = np.exp(SHARPNESS * (seeds @ self.centroids.T))
         memberships = nearness / nearness.sum(axis=1, keepdims=True)
-        affinity = (pulls @ memberships) / np.abs(pulls).sum()
-        profile = unit_rows((pulls @ seeds)[None, :].astype(np.float32))[0]
-        return affinity.astype(np.float32), profile
+        profile = pulls @ seeds
+        return Taste(
+            (pulls @ memberships / np.abs(pulls).sum()).astype(np.float32),
+            (profile / max(float(np.linalg.norm(profile)), 1e-12)).astype(np.float32),
+        )
 
 
-def fit_content_clusters(
-    dataset: Dataset, content: Scores, *, seed: int, progress: Callable[[str, float], None]
-) -> ContentClusters:
+def fit_content_clusters(dataset: Dataset, content: Scores, *, seed: int, progress: Progress) -> ContentClusters:
     """Learn embeddings and clusters, and weigh cluster, closeness and trend on the dataset's newest tenth.
 
     content: float32[n_items, d], rows of `ContentEncoder.transform`
     """
-    progress("content_clusters: holding out the newest interactions", 0.0)
-    held_out = hold_out_newest(dataset, seed=seed)
-    weights, trend_weight, half_life = _DEFAULT_MIX
-    chosen: dict[str, Any] = {}
-    if held_out.is_telling:
-        progress("content_clusters: weighing its signals", 0.1)
-        earlier = _fit_places(held_out.earlier, content, seed)
-        weights, trend_weight, half_life, found = _choose_mix(earlier, held_out)
-        chosen = {"ndcg": found}
-    progress("content_clusters: embedding and clustering everything", 0.5)
-    places = _fit_places(dataset, content, seed)
+    # One thread: sums in the order of the moment would make two fits differ.
+    with threadpool_limits(1):
+        progress("content_clusters: weighing its signals", 0.0)
+        mix = _choose_mix(dataset, content, seed)
+        progress("content_clusters: embedding and clustering everything", 0.6)
+        places = _fit_places(dataset, content, seed)
     progress("content_clusters: done", 1.0)
+    by_cluster, by_item = mix.weights
     return replace(
         places,
-        prior=places.prior + np.float32(trend_weight) * trend(dataset, half_life),
-        weights=weights,
-        chosen={**places.chosen, **chosen, "trend_weight": trend_weight, "half_life": half_life},
+        prior=places.prior + mix.prior(dataset),
+        weights=(by_cluster, by_item),
+        chosen={**places.chosen, **mix.figures()},
     )
 
 
-_DEFAULT_MIX = ((1.0, 1.0), 0.1, 30.0)
-_TREND_WEIGHTS = (0.1, 0.3, 1.0)
-_CLUSTER_WEIGHTS = (0.25, 0.5, 1.0)
-_ITEM_WEIGHTS = (0.25, 0.5, 1.0)
+# Weights of the nearest cluster and of the closest item.
+_DEFAULT_MIX = Mix((1.0, 1.0), trend_weight=0.1, half_life=30.0)
+_CHOICES = ((1.0, 0.25), (1.0, 1.0), (0.5, 0.5), (0.25, 1.0), (0.25, 0.25))
+
+
+def _choose_mix(dataset: Dataset, content: Scores, seed: int) -> Mix:
+    held_out = hold_out_newest(dataset, seed=seed)
+    if not held_out.is_telling:
+        return _DEFAULT_MIX
+    places = _fit_places(held_out.earlier, content, seed)
+    return choose_mix(held_out, partial(_nearness, places), _CHOICES)
+
+
+def _nearness(places: ContentClusters, history: History) -> NDArray[np.float32]:
+    """float32[2, n_items]: how near each item's cluster, and the item itself, are to what the user liked."""
+    taste = places.taste(history, ())
+    if taste is None:
+        return np.zeros((2, places.n_items), np.float32)
+    return np.vstack([taste.affinity[places.clusters], places.embeddings.dot(taste.profile)])
 
 
 def _fit_places(dataset: Dataset, content: Scores, seed: int) -> ContentClusters:
@@ -286,30 +309,3 @@ def _prototypes(categories: list[tuple[str, ...]], embeddings: Scores) -> tuple[
         for name in {label(raw) for raw in item} - {""}:
             sums[rows[name]] += embedding
     return rows, unit_rows(sums)
-
-
-def _choose_mix(places: ContentClusters, held_out: HeldOut) -> tuple[tuple[float, float], float, float, float]:
-    """Weights of cluster and closeness, weight and half-life of the trend, and the NDCG@10 they reach."""
-    trends = np.stack([trend(held_out.earlier, half_life) for half_life in HALF_LIVES])
-    options = [
-        (by_cluster, by_item, trend_weight, half_life)
-        for by_cluster in _CLUSTER_WEIGHTS
-        for by_item in _ITEM_WEIGHTS
-        for trend_weight in _TREND_WEIGHTS
-        for half_life in HALF_LIVES
-    ]
-    mixes = np.zeros((len(options), 2 + len(HALF_LIVES)), np.float32)
-    for row, (by_cluster, by_item, trend_weight, half_life) in enumerate(options):
-        mixes[row, :2] = by_cluster, by_item
-        mixes[row, 2 + HALF_LIVES.index(half_life)] = trend_weight
-
-    def signals(history: History) -> NDArray[np.float32]:
-        taste = places._taste(Query(limit=0, at=0.0, history=history))
-        if taste is None:
-            return np.vstack([np.zeros((2, places.n_items), np.float32), trends])
-        affinity, profile = taste
-        return np.vstack([affinity[places.clusters], places.embeddings.dot(profile), trends])
-
-    best, ndcg = best_mix(held_out, signals, mixes)
-    by_cluster, by_item, trend_weight, half_life = options[best]
-    return (by_cluster, by_item), trend_weight, half_life, ndcg

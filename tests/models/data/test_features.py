@@ -42,7 +42,7 @@ def catalogue(n: int = 300) -> ItemTable:
     return table(
         n,
         categories=[("Drama",) if half else ("Sci-Fi", "Action") for half in halves],
-        tags=[(f"tag{half}{rng.integers(40)}", "seen") for half in halves],
+        tags=[(f"mood{half}", f"tag{half}{rng.integers(40)}", "seen") for half in halves],
         texts=[" ".join(rng.choice(lexicon[half], 12)) for half in halves],
         creators=["Agnès Varda" if half else "Stanley Kubrick" for half in halves],
         kinds=["film" if half else "series" for half in halves],
