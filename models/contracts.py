@@ -110,7 +110,9 @@ class Parts(NamedTuple):
 class Recommender(Protocol):
     """A fitted recommender. Immutable: everything it needs was learned before it was built."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
 
     @property
     def n_items(self) -> int:
@@ -136,7 +138,7 @@ class Recommender(Protocol):
 
 
 @runtime_checkable
-class SimilarItems(Protocol):
+class SimilarItems(Recommender, Protocol):
     """A recommender that also knows which items are like one item."""
 
     def similar(self, position: int) -> Scores:

@@ -1,0 +1,82 @@
+"""Every recommender by name: how it is fitted, how it is built again, and what it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from models.contracts import Arrays, Parameters, Progress, Recommender, Scores
+from models.data.dataset import Dataset
+from models.retrieval.als_hybrid import AlsHybrid, fit_als_hybrid
+from models.retrieval.content_clusters import ContentClusters, fit_content_clusters
+from models.retrieval.item_similarity import ItemSimilarity, fit_item_similarity
+from models.retrieval.popularity import Popularity, fit_popularity
+
+
+@dataclass(frozen=True, slots=True)
+class FitContext:
+    """What a fit gets beside the dataset.
+
+    content: float32[n_items, d], rows of `ContentEncoder.transform`
+    fitted:  the recommenders that the recipe needs, by name
+    """
+
+    seed: int
+    progress: Progress
+    content: Scores
+    fitted: Mapping[str, Recommender]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A way to make one recommender.
+
+    load:  builds it from `Recommender.parts` and the recommenders that it needs
+    needs: names of recipes that come before it in RECIPES
+    """
+
+    name: str
+    fit: Callable[[Dataset, FitContext], Recommender]
+    load: Callable[[Parameters, Arrays, Mapping[str, Recommender]], Recommender]
+    needs: tuple[str, ...] = ()
+
+
+def _popularity(dataset: Dataset, context: FitContext) -> Recommender:
+    return fit_popularity(dataset, progress=context.progress)
+
+
+def _item_similarity(dataset: Dataset, context: FitContext) -> Recommender:
+    return fit_item_similarity(dataset, seed=context.seed, progress=context.progress)
+
+
+def _als_hybrid(dataset: Dataset, context: FitContext) -> Recommender:
+    return fit_als_hybrid(dataset, context.content, seed=context.seed, progress=context.progress)
+
+
+def _content_clusters(dataset: Dataset, context: FitContext) -> Recommender:
+    return fit_content_clusters(dataset, context.content, seed=context.seed, progress=context.progress)
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("popularity", _popularity, lambda p, a, _: Popularity.from_parts(p, a)),
+        Recipe("item_similarity", _item_similarity, lambda p, a, _: ItemSimilarity.from_parts(p, a)),
+        Recipe("als_hybrid", _als_hybrid, lambda p, a, _: AlsHybrid.from_parts(p, a)),
+        Recipe("content_clusters", _content_clusters, lambda p, a, _: ContentClusters.from_parts(p, a)),
+    )
+}
+"""In the order in which they are fitted: a recipe comes after those it needs."""
+
+
+def with_needs(names: list[str] | None) -> list[Recipe]:
+    """The recipes of these names (None: all) and those they need, in fit order."""
+    if names is None:
+        return list(RECIPES.values())
+    if unknown := sorted(set(names) - set(RECIPES)):
+        raise ValueError(f"no recipe is called {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+    wanted = set(names)
+    for name in reversed(RECIPES):
+        if name in wanted:
+            wanted |= set(RECIPES[name].needs)
+    return [recipe for name, recipe in RECIPES.items() if name in wanted]
