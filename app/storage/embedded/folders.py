@@ -1,24 +1,25 @@
 """Where the embedded servers keep their data and their sockets.
 
 Folders that are not ours are never given other permissions. So as root, when Postgres runs as an unprivileged user
-that can't enter the data folder, its data goes to a folder of its own (under /var/lib), whose path is recorded.
+that can't enter the data folder, its data goes to a folder of its own (under /var/lib), whose path is recorded. A data
+folder in the temp dir, a test's say, keeps it there, and what such ones left behind is removed.
 """
 
 import hashlib
-import logging
 import os
 import pwd
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from app.storage.embedded.errors import EmbeddedServersError
 from app.storage.embedded.processes import Account, allowed
 
-log = logging.getLogger("app.storage.embedded")
-
 _UNPRIVILEGED_USER = "nobody"
+_HOME_PREFIX = "segue-data-"
 _CAN_ENTER = 'cd "$1"'
 
 # Not the temp dirs first: systems empty those by age. /var/db is macOS' /var/lib.
@@ -71,18 +72,16 @@ def _account(path: Path) -> Account:
 
 
 def make_private_folder(folder: Path, account: Account | None) -> None:
-    """Creates a folder that only the account, or ourselves for None, may enter; leaves one that is there as it is."""
-    if _make_folder(folder, mode=0o700) and account is not None:
+    """Creates a folder that only the account, or ourselves for None, may enter; another's is left as it is."""
+    _make_folder(folder, mode=0o700)
+    if account is not None and folder.stat().st_uid == os.geteuid():
         os.chown(folder, account.uid, account.gid)
 
 
-def _make_folder(folder: Path, mode: int) -> bool:
-    try:
+def _make_folder(folder: Path, mode: int) -> None:
+    with suppress(FileExistsError):
         folder.mkdir()
-    except FileExistsError:
-        return False
-    folder.chmod(mode)  # whatever the umask
-    return True
+        folder.chmod(mode)  # whatever the umask
 
 
 def postgres_home(folder: Path) -> Path:
@@ -139,18 +138,29 @@ def _claim(home: Path, folder: Path) -> None:
 
 
 def _home_elsewhere(record: Path, folder: Path, account: Account) -> Path:
-    base = next((base for base in _DATA_BASES if _usable(base, account)), None)
+    temporary = Path(tempfile.gettempdir()).resolve()
+    bases = [temporary, *_DATA_BASES] if folder.is_relative_to(temporary) else _DATA_BASES
+    base = next((base for base in bases if _usable(base, account)), None)
     if base is None:
         raise EmbeddedServersError(
             f"The user {account.name}, who runs Postgres, can't enter {folder}, "
-            f"and none of {_listed(_DATA_BASES)} is writable: "
+            f"and none of {_listed(bases)} is writable: "
             "use a data folder elsewhere, or set DATABASE_URL and REDIS_URL"
         )
-    home = Path(tempfile.mkdtemp(prefix="segue-", dir=base))
+    if base == temporary:
+        _remove_abandoned_homes(base)
+    home = Path(tempfile.mkdtemp(prefix=_HOME_PREFIX, dir=base))
     home.chmod(0o711)
     _claim(home, folder)
     record.write_text(f"{home}\n")
     return home
+
+
+def _remove_abandoned_homes(temporary: Path) -> None:
+    for home in temporary.glob(f"{_HOME_PREFIX}*"):
+        claim = home / "belongs-to"
+        if home.lstat().st_uid == os.geteuid() and claim.is_file() and not Path(claim.read_text().strip()).exists():
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def socket_folder(folder: Path) -> Path:
@@ -186,5 +196,5 @@ def _usable(base: Path, account: Account | None) -> bool:
     return base.is_dir() and os.access(base, os.W_OK | os.X_OK) and allowed(account, _CAN_ENTER, base)
 
 
-def _listed(folders: tuple[Path, ...]) -> str:
+def _listed(folders: Iterable[Path]) -> str:
     return ", ".join(map(str, folders))

@@ -48,14 +48,11 @@ def embedded_servers(data_dir: Path) -> Iterator[EmbeddedServers]:
         EmbeddedServersError: not installed, data of another version, or not ready within two minutes.
     """
     folder = embedded_folder(data_dir)
-    try:
-        with _holding(folder):
-            state = _ready_state(folder)
-            _mention_data_elsewhere(folder, state)
-            with _watching(folder):
-                yield EmbeddedServers(state.database_url, state.redis_url)
-    finally:
-        _wait_until_stopped_if_last(folder)
+    with _holding(folder):
+        state = _ready_state(folder)
+        _mention_data_elsewhere(folder, state)
+        with _watching(folder):
+            yield EmbeddedServers(state.database_url, state.redis_url)
 
 
 def running_pids(data_dir: Path) -> dict[str, int]:
@@ -72,7 +69,10 @@ def running_pids(data_dir: Path) -> dict[str, int]:
 
 @contextmanager
 def _holding(folder: Path) -> Iterator[None]:
-    lock = open_lock(folder / "holders.lock")
+    try:
+        lock = open_lock(folder / "holders.lock")
+    except OSError as error:
+        raise EmbeddedServersError(f"{folder} can't be used, perhaps it is another user's: {error}") from error
     try:
         # Refused only while a supervisor stops the servers.
         if not wait_for_lock(lock, SHARED, _STOPPED_WITHIN_S):
@@ -82,6 +82,7 @@ def _holding(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+        _wait_until_stopped_if_last(folder)
 
 
 def _ready_state(folder: Path) -> State:
@@ -108,7 +109,7 @@ def _start_supervisor(folder: Path) -> None:
     """
     with (folder / "supervisor.log").open("ab") as output:
         started = subprocess.run(
-            [sys.executable, "-m", "app.storage.embedded", str(folder.parent)],
+            [sys.executable, "-P", "-m", "app.storage.embedded", str(folder.parent)],
             check=False,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -148,9 +149,12 @@ def _watching(folder: Path) -> Iterator[None]:
 def _watch(folder: Path, over: threading.Event) -> None:
     while not over.wait(_WATCH_EVERY_S):
         try:
-            if read_live_state(folder) is None:
+            state = read_live_state(folder)
+            if state is None:
                 log.warning("The supervisor of %s is gone: starting another", folder)
                 _start_supervisor(folder)
+            elif state.status == "failed":
+                log.error("A server of %s died and can't be started again: %s", folder, state.error)
         except (EmbeddedServersError, OSError) as error:  # a full disk, say, which may pass
             log.warning("The servers of %s are not supervised: %s", folder, error)
 

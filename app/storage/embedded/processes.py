@@ -121,6 +121,8 @@ def stop(find_pid: Callable[[], int | None], is_gone: Callable[[], bool], steps:
 
     The process is looked up before each signal, so that none is sent to a stranger.
     """
+    if is_gone():
+        return True
     for step in steps:
         pid = find_pid()
         if pid is not None:

@@ -114,8 +114,7 @@ def _exclusively(server: Server) -> Iterator[int]:
     try:
         if not stop(server.running_pid, lambda: try_lock(lock, EXCLUSIVE), server.stop_steps):
             raise EmbeddedServersError(
-                f"An earlier {server.name} (process {server.running_pid()}) on {server.lock.parent} "
-                "won't stop: stop it by hand"
+                f"Processes of an earlier {server.name} still use {server.lock} and don't stop: stop them by hand"
             )
         yield lock
     finally:

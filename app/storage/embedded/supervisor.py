@@ -38,6 +38,7 @@ class Supervisor:
         self._folder = folder
         self._publisher = publisher
         self._holders = open_lock(folder / "holders.lock")
+        self._sockets: Path | None = None
         self._servers: Sequence[SupervisedServer] = ()
         self._when_ready = State("ready", os.getpid())
         self._retry_at = 0.0
@@ -81,17 +82,17 @@ class Supervisor:
         self._publisher.publish(self._when_ready)
 
     def _find_servers(self) -> None:
-        sockets = socket_folder(self._folder)  # every time: it lies in a temp dir, which others may clean
+        self._sockets = socket_folder(self._folder)  # every time: it lies in a temp dir, which others may clean
         if not self._servers:
-            postgres, valkey = Postgres(self._folder, sockets), Valkey(self._folder, sockets)
+            postgres, valkey = Postgres(self._folder, self._sockets), Valkey(self._folder, self._sockets)
             self._servers = [SupervisedServer(valkey), SupervisedServer(postgres)]  # the quicker one first
             self._when_ready = State("ready", os.getpid(), postgres.url, valkey.url, str(postgres.home))
 
     def _end(self) -> None:
         for server in self._servers:
             server.stop()
-        if self._servers:
-            remove_socket_folder(socket_folder(self._folder))
+        if self._sockets is not None:
+            remove_socket_folder(self._sockets)
         self._publisher.withdraw()
 
 
