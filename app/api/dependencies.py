@@ -15,9 +15,7 @@ from app.storage.keys import ApiKey, Scope
 ANYONE = ApiKey("loopback", b"", frozenset({"read", "write", "admin"}))
 """Who calls when no key is configured: the service then listens on loopback only."""
 
-_header = APIKeyHeader(
-    name="X-API-Key", auto_error=False, description="needed as soon as any key is configured"
-)
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="needed as soon as any key is configured")
 
 
 def get_resources(request: Request) -> Resources:

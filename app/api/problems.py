@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -24,9 +25,7 @@ log = logging.getLogger(__name__)
 class ProblemField(BaseModel):
     """One thing wrong with the request."""
 
-    loc: list[str | int] = Field(
-        description="where: `body`, `query`, `path` or `header`, then keys and indices"
-    )
+    loc: list[str | int] = Field(description="where: `body`, `query`, `path` or `header`, then keys and indices")
     msg: str = Field(description="what is wrong, and what would be right")
 
 
@@ -36,9 +35,7 @@ class Problem(BaseModel):
     type: str = Field(description="URI reference of the kind of problem", examples=["about:blank"])
     title: str = Field(examples=["Invalid request"])
     status: int = Field(description="the HTTP status again", examples=[422])
-    detail: str = Field(
-        description="names the offending key and value", examples=["query.limit: at most 1000"]
-    )
+    detail: str = Field(description="names the offending key and value", examples=["query.limit: at most 1000"])
     errors: list[ProblemField] = Field(default=[], description="on 422: each field that is wrong")
 
 
@@ -75,16 +72,15 @@ def _dump(body: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:
-        import json
-
         return json.dumps(body, default=str).encode("utf-8", "replace")
 
 
 def install(app: FastAPI) -> None:
     """Registers the one handler for each family of errors."""
-    app.add_exception_handler(SegueError, _domain)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
+    # Starlette types a handler by Exception; each here gets the kind it was registered for.
+    app.add_exception_handler(SegueError, _domain)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
     app.add_exception_handler(RedisError, _redis)
     app.add_exception_handler(OperationalError, _postgres)
     app.add_exception_handler(PoolTimeoutError, _postgres)
@@ -92,16 +88,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-def _domain(_: Request, error: Exception) -> Response:
-    assert isinstance(error, SegueError)
+def _domain(_: Request, error: SegueError) -> Response:
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = 'ApiKey realm="segue"'
     return problem(error.status, error.title, error.detail, errors=error.errors, headers=headers)
 
 
-def _validation(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _validation(_: Request, error: RequestValidationError) -> Response:
     fields = [FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()]
     first = fields[0]
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
@@ -109,8 +103,7 @@ def _validation(_: Request, error: Exception) -> Response:
     return problem(422, Invalid.title, detail, errors=fields)
 
 
-def _http(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http(_: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
     return problem(error.status_code, str(error.detail), str(error.detail), headers=headers)
 
@@ -122,9 +115,7 @@ def _redis(_: Request, error: Exception) -> Response:
 
 
 def _postgres(request: Request, error: Exception) -> Response:
-    if isinstance(error, DBAPIError) and not (
-        isinstance(error, OperationalError) or error.connection_invalidated
-    ):
+    if isinstance(error, DBAPIError) and not (isinstance(error, OperationalError) or error.connection_invalidated):
         return _bug(request, error)
     telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
     log.warning("Postgres: %s", error)

@@ -1,0 +1,82 @@
+"""Around every request, as plain ASGI: its id, its limits, its metrics."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import telemetry
+from app.api.problems import problem
+from app.errors import TooLarge
+from app.serving.request_ids import new_request_id
+
+_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
+
+
+class Surroundings:
+    """Gives each answer an X-Request-ID, refuses bodies that are too large, counts and times."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+        headers = dict(scope["headers"])
+        request_id = _valid_id(headers.get(b"x-request-id"))
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            if _declared_length(headers) > self._max_body_bytes:
+                await self._refuse(scope, receive, send_with_id)
+            else:
+                await self._app(scope, self._bounded(receive), send_with_id)
+        except _BodyTooLarge:
+            await self._refuse(scope, receive, send_with_id)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "unmatched")
+            telemetry.REQUESTS.labels(scope["method"], path, str(status)).inc()
+            telemetry.REQUEST_SECONDS.labels(path).observe(time.perf_counter() - started)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        received = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise _BodyTooLarge
+            return message
+
+        return receive_bounded
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"body: larger than {self._max_body_bytes} bytes (SEGUE_MAX_BODY_BYTES)"
+        await problem(413, TooLarge.title, detail)(scope, receive, send)
+
+
+class _BodyTooLarge(Exception):
+    """A body without a declared length turned out too long."""
+
+
+def _valid_id(given: bytes | None) -> bytes:
+    """The caller's id where it is one that can go into a log, else a new one."""
+    return given if given is not None and _REQUEST_ID.match(given) else new_request_id().encode()
+
+
+def _declared_length(headers: dict[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"0")
+    return int(length) if length.isdigit() else 0

@@ -1,0 +1,280 @@
+"""GET /recommend and what belongs to it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import AwareDatetime, BaseModel, Field
+from sqlalchemy import text
+
+from app.api.dependencies import Caller, ResourcesDep, require
+from app.api.ids import ItemId, UserId
+from app.errors import Forbidden, Invalid, Unavailable
+from app.resources import Resources
+from app.serving.explain import explain
+from app.serving.inventory import Inventory
+from app.serving.pages import Pinned
+from app.serving.pipeline import Ask, Page
+from app.serving.popular import popular_items, window_of
+from app.serving.similar import similar_items
+from app.serving.slate import Shown
+from models.contracts import ReasonCode
+
+router = APIRouter(prefix="/recommend", tags=["recommendations"], dependencies=[Depends(require("read"))])
+
+NO_STORE = {"Cache-Control": "no-store"}
+WATERMARK_SECONDS = 2.0
+_WATERMARK = re.compile(r"^[0-9]{1,19}$", re.ASCII)
+
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="items on this page")]
+Categories = Annotated[
+    list[Name],
+    Query(alias="category", max_length=100, description="any of these categories; repeatable"),
+]
+Cursor = Annotated[str | None, Query(max_length=128, description="`next_cursor` of the page before")]
+
+
+class ReasonBody(BaseModel):
+    """Why an item is in the answer."""
+
+    code: ReasonCode
+    item_id: str | None = Field(default=None, description="the item that led here, where there is one")
+
+
+class RecommendedItem(BaseModel):
+    """One item of a slate."""
+
+    item_id: str = Field(examples=["i42"])
+    position: int = Field(ge=1, description="from 1, going on over the pages")
+    score: float = Field(description="orders the unpromoted items of this answer; means nothing across answers")
+    source: str = Field(description="the recommender that put it here, or `promotion`", examples=["als_hybrid"])
+    promoted: bool
+    reason: ReasonBody
+
+
+class ExperimentBody(BaseModel):
+    """An experiment that this user is in."""
+
+    key: str
+    variant: str
+
+
+class RecommendationPage(BaseModel):
+    """A page of recommendations."""
+
+    request_id: str = Field(description="ours, one per page: events tie back to it")
+    user_id: str
+    route: Literal["new", "few", "established", "listening", "degraded", "forced"] = Field(
+        description="why this recommender was asked"
+    )
+    recommender: str = Field(examples=["blend"])
+    release: str | None = Field(examples=["2026-11-22T09-30-00Z-3f2a"])
+    experiments: list[ExperimentBody]
+    items: list[RecommendedItem]
+    next_cursor: str | None = Field(description="null where there is no more")
+
+
+class ItemPage(BaseModel):
+    """A page of items without a user."""
+
+    items: list[RecommendedItem]
+    next_cursor: str | None
+
+
+class SourceBody(BaseModel):
+    """What one recommender says of the item."""
+
+    source: str
+    score: float | None = Field(description="null where it has no opinion")
+    rank: int | None = Field(description="from 1, among the items that the request allows")
+
+
+class ExplanationBody(BaseModel):
+    """Why an item is, or is not, in a user's list."""
+
+    user_id: str
+    item_id: str
+    route: str
+    recommender: str
+    release: str | None
+    shown: bool
+    position: int | None = Field(description="on the first page; null where it is not shown there")
+    removed_by: Literal["blocked", "seen", "below_cut", "not_retrieved", "capped"] | None
+    sources: list[SourceBody]
+    rules: list[dict[str, Any]] = Field(description="blocks and promotions in force on this item for this user")
+    weights: dict[str, float] = Field(description="of the learned blend, by feature")
+
+
+class RecommendQuery(BaseModel):
+    """The parameters of GET /recommend, as one model: validated in one go."""
+
+    user_id: UserId = Field(description="an unknown user is a new one, never an error", examples=["42"])
+    limit: int = Field(default=10, ge=1, le=1000, description="items on this page")
+    category: list[Name] = Field(default=[], max_length=100, description="any of these categories; repeatable")
+    kind: Name | None = Field(default=None, description="only items of this kind")
+    creator: Name | None = Field(default=None, description="only items by this creator")
+    exclude: list[ItemId] = Field(default=[], max_length=1000, description="never these items; repeatable")
+    surface: Name = Field(default="feed", description="where the slate will be shown")
+    recommender: Name | None = Field(default=None, description="force one by name")
+    diversity: float = Field(default=0.0, ge=0, le=1, description="0: by relevance alone, 1: by variety alone")
+    include_seen: bool = Field(default=False, description="also items that the user has interacted with")
+    cursor: str | None = Field(default=None, max_length=128, description="`next_cursor` of the page before")
+    at: AwareDatetime | None = Field(
+        default=None, description="answer as of this time (scope admin; leaves no impression)"
+    )
+    min_watermark: str | None = Field(
+        default=None, max_length=64, description="wait, at most 2 s, until this `watermark` is counted"
+    )
+
+    def ask(self) -> Ask:
+        return Ask(
+            user_id=self.user_id,
+            limit=self.limit,
+            categories=tuple(self.category),
+            kind=self.kind,
+            creator=self.creator,
+            exclude=tuple(self.exclude),
+            surface=self.surface,
+            recommender=self.recommender,
+            diversity=self.diversity,
+            include_seen=self.include_seen,
+            at=self.at.timestamp() if self.at else None,
+        )
+
+
+@router.get("", response_model=RecommendationPage, summary="What this user should see next")
+async def recommend(resources: ResourcesDep, caller: Caller, query: Annotated[RecommendQuery, Query()]) -> Response:
+    """Routed by what is known of the user: popular items for nobody, a learned blend for the rest."""
+    if query.at is not None and "admin" not in caller.scopes:
+        raise Forbidden(f"query.at: key {caller.name!r} lacks the scope 'admin'")
+    if query.min_watermark is not None:
+        await _counted(resources, query.min_watermark)
+    ask, pipeline = query.ask(), resources.pipeline
+    page = await (pipeline.recommend(ask) if query.cursor is None else pipeline.next_page(ask, query.cursor))
+    return _json(page_body(page))
+
+
+@router.get("/popular", response_model=ItemPage, summary="What everybody chooses")
+async def popular(
+    resources: ResourcesDep,
+    category: Categories = [],  # noqa: B006 - FastAPI copies it
+    window: Annotated[str, Query(max_length=8, description="`1h` … `365d`, or `all`", examples=["7d"])] = "7d",
+    limit: Limit = 10,
+    cursor: Cursor = None,
+) -> Response:
+    """Most chosen first, in this window before now; items that nobody chose in it are not in the answer."""
+    duration = window_of(window)
+    asked = {"window": window, "category": category}
+    if cursor is not None:
+        return await _next_items(resources, "popular", asked, cursor, limit)
+    inventory = resources.inventories.current
+    counts = await asyncio.to_thread(resources.popular.counts, duration)
+    found = popular_items(inventory, counts, categories=tuple(category), limit=1000)
+    return _first_items(resources, "popular", asked, found, limit)
+
+
+@router.get("/similar/{item_id}", response_model=ItemPage, summary="Items like this one")
+async def similar(resources: ResourcesDep, item_id: ItemId, limit: Limit = 10, cursor: Cursor = None) -> Response:
+    """404 only where the item does not exist."""
+    asked = {"item_id": item_id}
+    if cursor is not None:
+        return await _next_items(resources, "similar", asked, cursor, limit)
+    found = similar_items(resources.inventories.current, item_id, limit=1000)
+    return _first_items(resources, "similar", asked, found, limit)
+
+
+@router.get("/explain", response_model=ExplanationBody, summary="Why an item is, or is not, shown to a user")
+async def explain_item(resources: ResourcesDep, user_id: UserId, item_id: ItemId, limit: Limit = 10) -> Response:
+    """Runs the request for real and looks where the item went; leaves no impression."""
+    context = await resources.contexts.read(user_id)
+    inventory = await resources.inventories.caught_up(context.versions)
+    return _json(asdict(explain(context, inventory, item_id, limit=limit)))
+
+
+def page_body(page: Page) -> dict[str, Any]:
+    """The page as API.md has it."""
+    return {
+        "request_id": page.request_id,
+        "user_id": page.user_id,
+        "route": page.route,
+        "recommender": page.recommender,
+        "release": page.release,
+        "experiments": page.experiments,
+        "items": _items(page.items, page.inventory, page.first_position),
+        "next_cursor": page.next_cursor,
+    }
+
+
+def _items(shown: tuple[Shown, ...] | list[Shown], inventory: Inventory, first_position: int) -> list[dict[str, Any]]:
+    ids = inventory.catalog.ids
+    return [
+        {
+            "item_id": ids[item.row],
+            "position": position,
+            "score": item.score,
+            "source": item.source,
+            "promoted": item.promoted,
+            "reason": {
+                "code": item.reason.code,
+                "item_id": None if item.reason.seed is None else ids[item.reason.seed],
+            },
+        }
+        for position, item in enumerate(shown, first_position)
+    ]
+
+
+def _first_items(
+    resources: Resources, endpoint: str, asked: dict[str, Any], found: list[Shown], limit: int
+) -> Response:
+    release = resources.inventories.current.release.release_id
+    return _items_page(resources, Pinned(endpoint, asked, endpoint, endpoint, release, {}, (), tuple(found)), limit)
+
+
+async def _next_items(resources: Resources, endpoint: str, asked: dict[str, Any], cursor: str, limit: int) -> Response:
+    pinned = await resources.pages.get(cursor, endpoint)
+    if pinned.asked != asked:
+        raise Invalid.field(("query", "cursor"), f"was given for {pinned.asked}, not {asked}")
+    return _items_page(resources, pinned, limit)
+
+
+def _items_page(resources: Resources, pinned: Pinned, limit: int) -> Response:
+    inventory = resources.inventories.current
+    blocked = set(inventory.rules.blocked(user_id="", categories=(), at=time.time()).tolist())
+    exists = inventory.catalog.exists
+    remaining = [item for item in pinned.remaining if item.row not in blocked and exists[item.row]]
+    shown, rest = remaining[:limit], remaining[limit:]
+    given = (*pinned.given, *(item.row for item in shown))
+    following = Pinned(
+        pinned.endpoint, pinned.asked, pinned.route, pinned.recommender, pinned.release, {}, given, tuple(rest)
+    )
+    cursor = resources.pages.put(following) if rest else None
+    body = {"items": _items(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
+    return _json(body)
+
+
+async def _counted(resources: Resources, watermark: str) -> None:
+    """Waits until everything up to the watermark has committed, which is when users' views have it."""
+    if not _WATERMARK.match(watermark):
+        raise Invalid.field(("query", "min_watermark"), f"{watermark!r} is not a watermark of this service")
+    deadline = time.monotonic() + WATERMARK_SECONDS
+    while not await asyncio.to_thread(_has_committed, resources, int(watermark)):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"query.min_watermark: {watermark} is not counted after {WATERMARK_SECONDS:.0f} s")
+        await asyncio.sleep(0.05)
+
+
+def _has_committed(resources: Resources, xid: int) -> bool:
+    with resources.engine.connect() as db:
+        statement = text("select cast(cast(pg_snapshot_xmin(pg_current_snapshot()) as text) as numeric) > :xid")
+        return bool(db.execute(statement, {"xid": xid}).scalar())
+
+
+def _json(body: Any) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json", headers=NO_STORE)

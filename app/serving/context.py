@@ -1,0 +1,135 @@
+"""What is known of a user, in one Redis round trip; from Postgres where Redis does not know or is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import redis.asyncio
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import telemetry
+from app.feedback import user_state
+from app.feedback.user_state import UserView
+from app.settings import Settings
+from app.storage.redis import VERSIONS_KEY
+
+log = logging.getLogger(__name__)
+
+REDIS_PAUSE_SECONDS = 1.0
+"""After a failure Redis is left alone for this long, so that a dead one does not slow every request down."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserContext:
+    """A user's past as this request sees it, and the versions that Redis knew at the same moment.
+
+    view:     None where neither Redis nor Postgres could tell
+    versions: None where Redis could not tell
+    """
+
+    user_id: str
+    view: UserView | None
+    versions: Mapping[str, str] | None
+
+
+class ContextReader:
+    """Reads contexts for one worker; keeps the prefix of the Redis keys up to date on the way."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        cache: redis.asyncio.Redis,
+        cache_sync: redis.Redis,
+        settings: Settings,
+        cache_version: str,
+    ) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._cache_sync = cache_sync
+        self._settings = settings
+        self._paused_until = 0.0
+        self._loading: dict[str, asyncio.Task[UserView]] = {}
+        self.cache_version = cache_version
+
+    async def read(self, user_id: str) -> UserContext:
+        """Never raises for a dependency: what is missing is None in the answer."""
+        if time.monotonic() >= self._paused_until:
+            try:
+                return await self._from_redis(user_id)
+            except (RedisError, OSError) as error:
+                self.pause_redis(error)
+        return UserContext(user_id, await self._from_postgres(user_id), None)
+
+    def pause_redis(self, error: Exception) -> None:
+        telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+        log.warning("Redis: %s; reading users from Postgres for %.0f s", error, REDIS_PAUSE_SECONDS)
+        self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
+
+    async def _from_redis(self, user_id: str) -> UserContext:
+        versions, raw = await self._fetch(user_id)
+        prefix = versions.get("cache", self.cache_version)
+        if prefix != self.cache_version:
+            self.cache_version = prefix
+            versions, raw = await self._fetch(user_id)
+        view, generation, installable = user_state.interpret(raw, time.time())
+        if view is None:
+            view = await self._rebuilt(user_id, generation, installable)
+        else:
+            telemetry.VIEW_READS.labels("redis").inc()
+        return UserContext(user_id, view, versions)
+
+    async def _fetch(self, user_id: str) -> tuple[dict[str, str], dict[bytes, bytes]]:
+        async with self._cache.pipeline(transaction=False) as pipe:
+            pipe.hgetall(VERSIONS_KEY)
+            pipe.hgetall(user_state.view_key(self.cache_version, user_id))
+            versions, raw = await pipe.execute()
+        return {name.decode(): version.decode() for name, version in versions.items()}, raw
+
+    async def _rebuilt(self, user_id: str, generation: bytes | None, installable: bool) -> UserView | None:
+        """The view from Postgres, loaded once however many requests wait for it."""
+        task = self._loading.get(user_id)
+        if task is None:
+            task = asyncio.create_task(self._rebuild(user_id, generation, installable))
+            self._loading[user_id] = task
+            task.add_done_callback(lambda _: self._loading.pop(user_id, None))
+        try:
+            return await asyncio.shield(task)
+        except SQLAlchemyError as error:
+            self._report_postgres(error)
+            return None
+
+    async def _rebuild(self, user_id: str, generation: bytes | None, installable: bool) -> UserView:
+        telemetry.VIEW_READS.labels("postgres").inc()
+        return await asyncio.to_thread(
+            user_state.rebuild,
+            self._engine,
+            self._cache_sync,
+            self.cache_version,
+            user_id,
+            generation,
+            installable,
+            self._settings,
+        )
+
+    async def _from_postgres(self, user_id: str) -> UserView | None:
+        telemetry.VIEW_READS.labels("postgres").inc()
+        try:
+            return await asyncio.to_thread(self._load, user_id)
+        except SQLAlchemyError as error:
+            self._report_postgres(error)
+            return None
+
+    def _load(self, user_id: str) -> UserView:
+        with self._engine.connect() as db:
+            return user_state.load(db, user_id, self._settings)
+
+    def _report_postgres(self, error: Exception) -> None:
+        telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+        log.warning("Postgres: %s", error)

@@ -1,0 +1,141 @@
+"""What was shown, written in batches behind the answers. Never fails or slows a request; losses are counted."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg2.extras import Json, execute_values
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import telemetry
+from app.catalog import rules
+from app.serving.slate import Shown
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+LINGER_SECONDS = 0.2
+ATTEMPTS = 5
+
+_INSERT = """
+INSERT INTO impressions (request_id, shown_at, user_id, surface, route, recommender, release, variants,
+                         first_position, item_rows, sources, scores, promoted)
+VALUES %s ON CONFLICT (request_id) DO NOTHING
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Impression:
+    """One page as it was answered.
+
+    first_position: of the page's first item, from 1; propensities stay null until slates are randomised
+    """
+
+    request_id: str
+    shown_at: datetime
+    user_id: str
+    surface: str
+    route: str
+    recommender: str
+    release: str | None
+    variants: dict[str, str]
+    first_position: int
+    items: tuple[Shown, ...]
+
+    def values(self) -> tuple[Any, ...]:
+        return (
+            self.request_id,
+            self.shown_at,
+            self.user_id,
+            self.surface,
+            self.route,
+            self.recommender,
+            self.release,
+            Json(self.variants),
+            self.first_position,
+            [shown.row for shown in self.items],
+            [shown.source for shown in self.items],
+            [shown.score for shown in self.items],
+            [shown.promoted for shown in self.items],
+        )
+
+
+class ImpressionWriter:
+    """A bounded queue and one thread behind it."""
+
+    def __init__(self, engine: Engine, *, capacity: int) -> None:
+        self._engine = engine
+        self._queue: queue.Queue[Impression | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
+        self._closing = threading.Event()
+        self._thread.start()
+
+    def record(self, impression: Impression) -> None:
+        """Returns at once; where the queue is full the impression is lost, and counted as lost."""
+        try:
+            self._queue.put_nowait(impression)
+        except queue.Full:
+            self._lost([impression])
+
+    def close(self, timeout_seconds: float = 10) -> None:
+        """Writes what is queued and stops."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            self._closing.wait(LINGER_SECONDS)
+            batch, last = self._drain([first])
+            self._write(batch)
+            if last:
+                return
+
+    def _drain(self, batch: list[Impression]) -> tuple[list[Impression], bool]:
+        while len(batch) < BATCH:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+            if item is None:
+                return batch, True
+            batch.append(item)
+        return batch, False
+
+    def _write(self, batch: list[Impression]) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._insert(batch)
+            except SQLAlchemyError as error:
+                telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+                log.warning("impressions: attempt %d of %d failed: %s", attempt + 1, ATTEMPTS, error)
+                self._closing.wait(2**attempt * 0.1)
+            except Exception:
+                log.exception("impressions: a batch of %d can't be written", len(batch))
+                break
+            else:
+                telemetry.IMPRESSIONS_WRITTEN.inc(len(batch))
+                return
+        self._lost(batch)
+
+    def _insert(self, batch: list[Impression]) -> None:
+        with self._engine.begin() as db:
+            cursor = db.connection.cursor()
+            execute_values(cursor, _INSERT, [impression.values() for impression in batch], page_size=BATCH)
+            promoted = Counter(shown.row for impression in batch for shown in impression.items if shown.promoted)
+            rules.count_impressions(db, promoted)
+
+    def _lost(self, batch: list[Impression]) -> None:
+        for impression in batch:
+            for variant in impression.variants.values() or ("",):
+                telemetry.IMPRESSIONS_LOST.labels(variant).inc()

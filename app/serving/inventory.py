@@ -1,0 +1,144 @@
+"""What can be shown right now: release ⊕ catalogue ⊕ rules, immutable; and the host that keeps it fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+from redis.exceptions import RedisError
+from sqlalchemy import Connection, Engine
+
+from app import telemetry
+from app.catalog import rules, snapshot, versions
+from app.catalog.content import load_item_table
+from app.catalog.rules import RulesSnapshot
+from app.catalog.snapshot import CatalogSnapshot
+from app.serving.fallback import release_without_models
+from app.serving.model_host import ModelHost, ServedRelease
+from app.settings import Settings
+from app.storage import keys
+from app.storage.database import database_id
+from app.storage.keys import KeyRing
+from app.storage.redis import publish_versions
+
+log = logging.getLogger(__name__)
+
+Rows = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+BEFORE_ANSWERING = ("rules", "deletions")
+"""Versions that a request must not be older than: a block or a deletion counts on the next answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """One consistent state that a request works on from its first step to its last.
+
+    showable: bool[n + m] by position: exists, and no block without scope or times forbids it
+    """
+
+    release: ServedRelease
+    catalog: CatalogSnapshot
+    rules: RulesSnapshot
+    keys: KeyRing
+    versions: Mapping[str, str]
+    showable: Mask
+
+    @classmethod
+    def of(
+        cls,
+        release: ServedRelease,
+        catalog: CatalogSnapshot,
+        rules: RulesSnapshot,
+        keys: KeyRing,
+        versions: Mapping[str, str],
+    ) -> Inventory:
+        by_row = catalog.exists.copy()
+        by_row[rules.blocked_always] = False
+        return cls(release, catalog, rules, keys, versions, by_row[release.row_of_position])
+
+    def eligible(self, *, categories: Sequence[str] = (), kind: str | None = None, creator: str | None = None) -> Mask:
+        """bool[n + m] by position: showable items that pass the request's filters."""
+        if not categories and kind is None and creator is None:
+            return self.showable
+        by_row = self.catalog.mask(categories=categories, kind=kind, creator=creator)
+        mask: Mask = self.showable & by_row[self.release.row_of_position]
+        return mask
+
+    def is_behind(self, known: Mapping[str, str]) -> bool:
+        """Whether Redis knows of rules or deletions that this inventory does not have."""
+        return any(known.get(name) != self.versions.get(name) for name in BEFORE_ANSWERING)
+
+
+class InventoryHost:
+    """Keeps `current` fresh: a little behind for new items, never behind for rules and deletions."""
+
+    def __init__(self, engine: Engine, cache: redis.Redis, settings: Settings) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._catching_up: asyncio.Task[None] | None = None
+        self._settled: Mapping[str, str] = {}
+        with engine.connect() as db:
+            self.models = ModelHost(settings.releases_dir, database_id(db))
+            self.current = self._loaded(db)
+        self._publish()
+
+    async def caught_up(self, known: Mapping[str, str] | None) -> Inventory:
+        """The current inventory, loaded again first where Redis knows newer rules or deletions.
+
+        known: versions that came with the user's context; None where Redis is away (the refresher then
+        looks into Postgres itself, every `refresh_seconds`)
+        Raises the database's errors only to the log: the last inventory serves.
+        """
+        if known is None or known == self._settled or not self.current.is_behind(known):
+            return self.current
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(asyncio.to_thread(self.refresh))
+        await asyncio.shield(self._catching_up)
+        self._settled = known
+        return self.current
+
+    def refresh(self) -> None:
+        """Brings everything up to date from Postgres and the releases folder, then tells Redis."""
+        with self._lock:
+            with self._engine.connect() as db:
+                self.current = self._loaded(db)
+            self._publish()
+
+    def _loaded(self, db: Connection) -> Inventory:
+        old: Inventory | None = getattr(self, "current", None)
+        now = versions.read(db)
+        catalog, changed = snapshot.refresh(db, old.catalog if old else CatalogSnapshot.empty())
+        current_rules = old.rules if old and old.rules.version == now["rules"] else rules.load(db)
+        current_keys = old.keys if old and old.versions["keys"] == now["keys"] else keys.load(db, self._settings)
+        release = self._release(db, old, catalog, changed)
+        if old and release is old.release and not len(changed) and now == old.versions:
+            return old
+        inventory = Inventory.of(release, catalog, current_rules, current_keys, now)
+        telemetry.CATALOG_ITEMS.set(int(inventory.showable.sum()))
+        telemetry.NEW_ITEMS.set(len(release.new_content))
+        return inventory
+
+    def _release(self, db: Connection, old: Inventory | None, catalog: CatalogSnapshot, changed: Rows) -> ServedRelease:
+        served = old.release if old else None
+        newer = self.models.newer_than(served.release_id if served else None)
+        if newer is not None:
+            served, changed = newer, np.flatnonzero(catalog.exists).astype(np.int32)
+        if served is None or served.release_id is None:
+            return release_without_models(db, catalog) if served is None or len(changed) else served
+        unknown = changed[catalog.exists[changed] & ~served.fitted_on(changed)]
+        return served.with_new_items(unknown, load_item_table(db, unknown)) if len(unknown) else served
+
+    def _publish(self) -> None:
+        try:
+            publish_versions(self._cache, self.current.versions)
+        except (RedisError, OSError) as error:
+            telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+            log.debug("versions are not copied to Redis: %s", error)

@@ -1,0 +1,136 @@
+"""The pages that follow the first: a slate pinned for half an hour, in Redis, under an opaque cursor."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+import orjson
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from app import telemetry
+from app.errors import Gone, Invalid
+from app.serving.slate import Shown
+from models.contracts import Reason
+
+RECENT = 2_000
+"""Slates that a worker also keeps itself: the next page mostly comes from it, and Redis may be away."""
+FLUSH_SECONDS = 0.01
+FRESH_SECONDS = 2.0
+"""A cursor younger than this may have come before its slate: its reader waits a moment."""
+
+_CURSOR = re.compile(r"^[0-9a-f]{8}[A-Za-z0-9_-]{16}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The rest of a slate, and what made it.
+
+    endpoint:  which endpoint answers with it; another one refuses the cursor
+    asked:     the query parameters of the first page: the later pages must ask for the same
+    given:     rows of the pages already answered
+    remaining: items in order, to be filtered by the blocks and deletions of the moment
+    """
+
+    endpoint: str
+    asked: dict[str, Any]
+    route: str
+    recommender: str
+    release: str | None
+    variants: dict[str, str]
+    given: tuple[int, ...]
+    remaining: tuple[Shown, ...]
+
+
+class PageStore:
+    """Keeps pinned slates. Writing is buffered, so that a first page pays no second trip to Redis."""
+
+    def __init__(self, cache: redis.asyncio.Redis, *, ttl_seconds: int) -> None:
+        self._cache = cache
+        self._ttl = ttl_seconds
+        self._recent: OrderedDict[str, tuple[float, Pinned]] = OrderedDict()
+        self._unwritten: dict[str, Pinned] = {}
+        self._flushing: asyncio.Task[None] | None = None
+
+    def put(self, pinned: Pinned) -> str:
+        """The cursor that brings the slate back."""
+        cursor = f"{int(time.time()):08x}{secrets.token_urlsafe(12)}"
+        self._remember(cursor, pinned)
+        self._unwritten[cursor] = pinned
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        return cursor
+
+    async def get(self, cursor: str, endpoint: str) -> Pinned:
+        """Raises Invalid for what was never a cursor of this endpoint, Gone for one that has expired."""
+        if not _CURSOR.match(cursor):
+            raise Invalid.field(("query", "cursor"), "not a cursor of this service; use next_cursor as it came")
+        pinned = await self._find(cursor)
+        if pinned is None:
+            raise Gone(f"cursor {cursor}: expired after {self._ttl} s; start again without one")
+        if pinned.endpoint != endpoint:
+            raise Invalid.field(("query", "cursor"), f"belongs to {pinned.endpoint}")
+        return pinned
+
+    async def close(self) -> None:
+        if self._flushing is not None:
+            await self._flushing
+
+    async def _find(self, cursor: str) -> Pinned | None:
+        issued = int(cursor[:8], 16)
+        if time.time() - issued > self._ttl:
+            return None
+        known = self._recent.get(cursor)
+        if known is not None:
+            return known[1]
+        while True:
+            raw = await self._cache.get(_key(cursor))
+            if isinstance(raw, bytes):
+                return _decode(raw)
+            if time.time() - issued > FRESH_SECONDS:
+                return None
+            await asyncio.sleep(0.05)
+
+    def _remember(self, cursor: str, pinned: Pinned) -> None:
+        self._recent[cursor] = (time.time(), pinned)
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    async def _flush(self) -> None:
+        while self._unwritten:
+            await asyncio.sleep(FLUSH_SECONDS)
+            batch, self._unwritten = self._unwritten, {}
+            try:
+                async with self._cache.pipeline(transaction=False) as pipe:
+                    for cursor, pinned in batch.items():
+                        pipe.set(_key(cursor), _encode(pinned), ex=self._ttl)
+                    await pipe.execute()
+            except (RedisError, OSError):
+                # This worker still knows them; elsewhere the cursor will have expired.
+                telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+
+
+def _key(cursor: str) -> str:
+    return f"segue:page:{cursor}"
+
+
+def _encode(pinned: Pinned) -> bytes:
+    fields = {field.name: getattr(pinned, field.name) for field in dataclass_fields(pinned)}
+    remaining = [[x.row, x.score, x.source, x.promoted, x.reason.code, x.reason.seed] for x in pinned.remaining]
+    return orjson.dumps(fields | {"remaining": remaining})
+
+
+def _decode(raw: bytes) -> Pinned:
+    fields = orjson.loads(raw)
+    remaining = tuple(
+        Shown(row, score, source, promoted, Reason(code, seed))
+        for row, score, source, promoted, code, seed in fields["remaining"]
+    )
+    return Pinned(**{**fields, "given": tuple(fields["given"]), "remaining": remaining})

@@ -1,0 +1,246 @@
+"""One answer, step by step: context → route → retrieve → rules → slate → answer → impression."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from app import telemetry
+from app.catalog.rules import Promotion
+from app.errors import Invalid
+from app.feedback.user_state import UserView
+from app.serving import routing
+from app.serving.context import ContextReader, UserContext
+from app.serving.impressions import Impression, ImpressionWriter
+from app.serving.inventory import Inventory, InventoryHost
+from app.serving.pages import PageStore, Pinned
+from app.serving.request_ids import new_request_id
+from app.serving.retrieve import Retrieved, below, history_positions, retrieve, with_reasons
+from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins
+from models.contracts import History, Query
+
+LOOKAHEAD = 40
+"""Items ranked beyond the asked page: what the next pages are cut from, and what diversity chooses among."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller wants of GET /recommend; API.md gives the meaning of each field.
+
+    at: unix seconds to answer as of, None for now
+    """
+
+    user_id: str
+    limit: int = 10
+    categories: tuple[str, ...] = ()
+    kind: str | None = None
+    creator: str | None = None
+    exclude: tuple[str, ...] = ()
+    surface: str = "feed"
+    recommender: str | None = None
+    diversity: float = 0.0
+    include_seen: bool = False
+    at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An answer: `items` are in order, the first at `first_position` (from 1)."""
+
+    request_id: str
+    user_id: str
+    route: str
+    recommender: str
+    release: str | None
+    experiments: tuple[dict[str, Any], ...]
+    first_position: int
+    items: tuple[Shown, ...]
+    inventory: Inventory
+    next_cursor: str | None
+
+
+class Pipeline:
+    """Conducts a request through its steps. Holds no state of its own."""
+
+    def __init__(
+        self, *, contexts: ContextReader, inventories: InventoryHost, pages: PageStore, impressions: ImpressionWriter
+    ) -> None:
+        self._contexts = contexts
+        self._inventories = inventories
+        self._pages = pages
+        self._impressions = impressions
+
+    async def recommend(self, ask: Ask) -> Page:
+        """The first page. Raises Invalid for a recommender that does not exist."""
+        context = await self._contexts.read(ask.user_id)
+        inventory = await self._inventories.caught_up(context.versions)
+        query = build_query(ask, context.view, inventory)
+        return self._answer(ask, rank(ask, context, inventory, query), inventory, query)
+
+    async def next_page(self, ask: Ask, cursor: str) -> Page:
+        """A later page of the slate that the cursor pins. Raises Invalid, Gone."""
+        pinned = await self._pages.get(cursor, "recommend")
+        _refuse_other_question(pinned, ask)
+        context = await self._contexts.read(ask.user_id)
+        inventory = await self._inventories.caught_up(context.versions)
+        query = build_query(ask, context.view, inventory)
+        pinned = replace(pinned, remaining=still_showable(pinned.remaining, query, inventory))
+        if len(pinned.remaining) < ask.limit:
+            pinned = extended(pinned, ask, context, inventory)
+        return self._answer(ask, pinned, inventory, query)
+
+    def _answer(self, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query) -> Page:
+        shown, rest = pinned.remaining[: ask.limit], pinned.remaining[ask.limit :]
+        given = (*pinned.given, *(item.row for item in shown))
+        page = Page(
+            request_id=new_request_id(),
+            user_id=ask.user_id,
+            route=pinned.route,
+            recommender=pinned.recommender,
+            release=pinned.release,
+            experiments=(),
+            first_position=len(pinned.given) + 1,
+            items=tuple(with_reasons(inventory.release, shown, query, pinned.recommender)),
+            inventory=inventory,
+            next_cursor=self._pages.put(replace(pinned, given=given, remaining=rest)) if rest else None,
+        )
+        telemetry.RECOMMENDATIONS.labels(page.route, page.recommender).inc()
+        if ask.at is None:
+            self._impressions.record(_impression(page, ask, pinned))
+        return page
+
+
+def rank(ask: Ask, context: UserContext, inventory: Inventory, query: Query, *, first_position: int = 1) -> Pinned:
+    """Everything that decides: the route, the candidates, the slate.
+
+    Raises Invalid for a recommender that the caller insists on and that is not served.
+    """
+    if ask.recommender is not None and ask.recommender not in inventory.release.recommenders:
+        known = ", ".join(sorted(inventory.release.recommenders))
+        raise Invalid.field(("query", "recommender"), f"{ask.recommender!r} is not served now; there are: {known}")
+    decision = routing.decide(context, forced=ask.recommender)
+    retrieved = retrieve(inventory.release, decision.chain, query)
+    promotions = inventory.rules.promoted(categories=ask.categories, at=query.at)
+    slate = arrange(retrieved.candidates, promotions, query, inventory, ask, first_position=first_position)
+    return Pinned(
+        endpoint="recommend",
+        asked=_question(ask),
+        route=_route_of(decision, retrieved, inventory),
+        recommender=retrieved.leader,
+        release=inventory.release.release_id,
+        variants={},
+        given=(),
+        remaining=tuple(slate),
+    )
+
+
+def _route_of(decision: routing.Decision, retrieved: Retrieved, inventory: Inventory) -> str:
+    """`degraded` where there is no release, or where the recommender that should lead is missing."""
+    lost = inventory.release.release_id is None or decision.chain[0] in retrieved.missing
+    return "degraded" if lost and decision.route != "forced" else decision.route
+
+
+def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given: Sequence[int] = ()) -> Query:
+    """The question to the recommenders: filters, blocks, what was seen and given, and the user's history."""
+    at = time.time() if ask.at is None else ask.at
+    release = inventory.release
+    hidden = [
+        inventory.rules.blocked(user_id=ask.user_id, categories=ask.categories, at=at),
+        inventory.catalog.rows(ask.exclude),
+        np.array(given, np.int32),
+    ]
+    history = History.empty()
+    if view is not None:
+        past = view.timestamps <= at
+        positions, known = history_positions(release, view.rows[past])
+        history = History(positions, view.weights[past][known], view.signs[past][known], view.timestamps[past][known])
+        if not ask.include_seen:
+            hidden.append(view.seen)
+    excluded = release.positions(np.concatenate(hidden))
+    return Query(
+        limit=ask.limit + LOOKAHEAD,
+        at=at,
+        history=history,
+        eligible=inventory.eligible(categories=ask.categories, kind=ask.kind, creator=ask.creator),
+        excluded=excluded[excluded >= 0],
+        preferred_categories=view.preferred_categories if view is not None else (),
+    )
+
+
+def arrange(
+    candidates: Sequence[Shown],
+    promotions: Sequence[Promotion],
+    query: Query,
+    inventory: Inventory,
+    ask: Ask,
+    *,
+    first_position: int = 1,
+) -> list[Shown]:
+    """Boosts, diversity and pins, in this order; pins obey the request's filters like everything else."""
+    slate = boosted(candidates, promotions)
+    if ask.diversity > 0:
+        categories = [inventory.catalog.categories[shown.row] for shown in slate]
+        slate = diversified(slate, categories, ask.diversity, ask.limit)
+    if first_position > 1:
+        return slate
+    pinned = [promotion.item_row for promotion in promotions if promotion.position is not None]
+    return with_pins(slate, pins_of(promotions, allowed_rows(pinned, query, inventory)))
+
+
+def allowed_rows(rows: Sequence[int], query: Query, inventory: Inventory) -> set[int]:
+    """Those of the rows that the query neither filters out nor excludes."""
+    positions = inventory.release.positions(np.array(rows, np.int32))
+    excluded = set(query.excluded.tolist())
+    return {
+        row
+        for row, position in zip(rows, positions.tolist(), strict=True)
+        if position >= 0 and position not in excluded and (query.eligible is None or query.eligible[position])
+    }
+
+
+def still_showable(remaining: Sequence[Shown], query: Query, inventory: Inventory) -> tuple[Shown, ...]:
+    """What of a pinned slate may still be shown: not what was blocked, deleted or seen meanwhile."""
+    allowed = allowed_rows([shown.row for shown in remaining], query, inventory)
+    return tuple(shown for shown in remaining if shown.row in allowed)
+
+
+def extended(pinned: Pinned, ask: Ask, context: UserContext, inventory: Inventory) -> Pinned:
+    """The pinned slate and what the recommenders give beyond it, all scored below it."""
+    known = [*pinned.given, *(shown.row for shown in pinned.remaining)]
+    query = build_query(ask, context.view, inventory, given=known)
+    more = rank(ask, context, inventory, query, first_position=len(known) + 1).remaining
+    return replace(pinned, remaining=(*pinned.remaining, *below(pinned.remaining, more)))
+
+
+def _question(ask: Ask) -> dict[str, Any]:
+    """What pages of one slate must agree on: everything but how many items a page holds."""
+    fields = asdict(ask)
+    del fields["limit"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _refuse_other_question(pinned: Pinned, ask: Ask) -> None:
+    question = _question(ask)
+    for name, value in pinned.asked.items():
+        if question[name] != value:
+            raise Invalid.field(("query", "cursor"), f"was given for {name}={value!r}, not {question[name]!r}")
+
+
+def _impression(page: Page, ask: Ask, pinned: Pinned) -> Impression:
+    return Impression(
+        request_id=page.request_id,
+        shown_at=datetime.now(UTC),
+        user_id=ask.user_id,
+        surface=ask.surface,
+        route=page.route,
+        recommender=page.recommender,
+        release=page.release,
+        variants=pinned.variants,
+        first_position=page.first_position,
+        items=page.items,
+    )

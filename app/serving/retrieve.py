@@ -1,0 +1,101 @@
+"""Asks the recommenders of a chain until the list is long enough; one that fails is passed over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from app import telemetry
+from app.serving.model_host import ServedRelease
+from app.serving.slate import Shown
+from models.contracts import Candidates, Positions, Query, Reason, Recommender
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """Candidates, best first: those of the leading recommender, then what others filled up with.
+
+    leader:  the first recommender that had an answer
+    missing: recommenders that the chain names and that failed, or that the release does not have
+    """
+
+    candidates: tuple[Shown, ...]
+    leader: str
+    missing: tuple[str, ...]
+
+
+def retrieve(release: ServedRelease, chain: Sequence[str], query: Query) -> Retrieved:
+    """`query.limit` items where the catalogue has that many; reasons are given later, to what is shown."""
+    found: list[Shown] = []
+    leader, missing = chain[-1], []
+    for name in chain:
+        left = query.limit - len(found)
+        if left <= 0:
+            break
+        candidates = _ask(release.recommenders.get(name), name, replace(query, limit=left))
+        if candidates is None:
+            missing.append(name)
+        elif len(candidates.positions):
+            leader = name if not found else leader
+            if found:
+                telemetry.FALLBACKS.labels(name).inc()
+            found += below(found, _shown(release, name, candidates))
+            query = replace(query, excluded=np.concatenate([query.excluded, candidates.positions]))
+    return Retrieved(tuple(found), leader, tuple(missing))
+
+
+def _ask(recommender: Recommender | None, name: str, query: Query) -> Candidates | None:
+    if recommender is None:
+        return None
+    try:
+        return recommender.recommend(query)
+    except Exception:
+        telemetry.RECOMMENDER_FAILURES.labels(name).inc()
+        log.exception("recommender %s failed; asking the next", name)
+        return None
+
+
+def _shown(release: ServedRelease, name: str, candidates: Candidates) -> list[Shown]:
+    rows = release.row_of_position[candidates.positions].tolist()
+    scores = candidates.scores.tolist()
+    return [Shown(row, score, name, False, Reason("fallback")) for row, score in zip(rows, scores, strict=True)]
+
+
+def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:
+    """`more` with scores shifted below those found: each recommender has a scale of its own."""
+    if not found or not more:
+        return list(more)
+    shift = found[-1].score - 1.0 - more[0].score
+    return [replace(shown, score=shown.score + shift) for shown in more]
+
+
+def with_reasons(release: ServedRelease, slate: Sequence[Shown], query: Query, leader: str) -> list[Shown]:
+    """The slate with the reason that its recommender gives for each item; what filled up says `fallback`."""
+    mine = [i for i, shown in enumerate(slate) if shown.source == leader and not shown.promoted]
+    recommender = release.recommenders.get(leader)
+    if recommender is None or not mine:
+        return list(slate)
+    positions = release.positions(np.array([slate[i].row for i in mine], np.int32))
+    known = positions >= 0
+    reasons = iter(recommender.reasons(query, positions[known]))
+    explained = list(slate)
+    for i, is_known in zip(mine, known.tolist(), strict=True):
+        if is_known:
+            explained[i] = replace(slate[i], reason=_with_row(release, next(reasons)))
+    return explained
+
+
+def _with_row(release: ServedRelease, reason: Reason) -> Reason:
+    return reason if reason.seed is None else Reason(reason.code, int(release.row_of_position[reason.seed]))
+
+
+def history_positions(release: ServedRelease, rows: Positions) -> tuple[Positions, Positions]:
+    """Positions of the rows that the release knows, and the indices of those rows."""
+    positions = release.positions(rows)
+    known = np.flatnonzero(positions >= 0)
+    return positions[known], known.astype(np.int32)

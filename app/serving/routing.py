@@ -1,0 +1,52 @@
+"""Which recommender is asked, and which stand behind it. Pure: what is known of the user decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from app.serving.context import UserContext
+
+Route = Literal["new", "few", "established", "listening", "degraded", "forced"]
+
+FEW_INTERACTIONS = 5
+FEW_POSITIVE = 3
+
+LAST_RESORT = "popularity"
+"""Speaks of every item, so a chain that ends in it leaves a page short only where the catalogue is."""
+
+CHAINS: dict[Route, tuple[str, ...]] = {
+    "new": (LAST_RESORT,),
+    "few": ("blend", "content_clusters", LAST_RESORT),
+    "established": ("blend", "als_hybrid", "item_similarity", LAST_RESORT),
+    "degraded": (LAST_RESORT,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The route and its chain: the first recommender that has an answer leads, the others fill up."""
+
+    route: Route
+    chain: tuple[str, ...]
+
+
+def decide(context: UserContext, *, forced: str | None = None) -> Decision:
+    """The route of this request (API.md, `route`).
+
+    forced: name of a recommender that the caller insists on; it is known to exist.
+    """
+    if forced is not None:
+        return Decision("forced", (forced, LAST_RESORT) if forced != LAST_RESORT else (forced,))
+    route = _route(context)
+    return Decision(route, CHAINS[route])
+
+
+def _route(context: UserContext) -> Route:
+    if context.view is None:
+        return "degraded"
+    if context.view.interactions == 0:
+        return "new"
+    if context.view.interactions < FEW_INTERACTIONS or context.view.positives < FEW_POSITIVE:
+        return "few"
+    return "established"

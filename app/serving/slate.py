@@ -1,0 +1,122 @@
+"""From ranked candidates to a slate: boost → diversify → promote → cut. Pure.
+
+Blocked, seen and excluded items never come this far: they are masked before retrieval, so that no
+recommender wastes a place on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.catalog.rules import Promotion
+from models.contracts import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One item of a slate.
+
+    row:    the item's row; `reason.seed` is a row here too
+    score:  orders the unpromoted items of one slate
+    source: the recommender that put it here, or `promotion`
+    """
+
+    row: int
+    score: float
+    source: str
+    promoted: bool
+    reason: Reason
+
+
+def boosted(slate: Sequence[Shown], promotions: Sequence[Promotion]) -> list[Shown]:
+    """The slate with boosted items moved up: a boost multiplies an item's lead over the last candidate.
+
+    Scores may be negative (log-odds, say), so it is the distance from the lowest that is multiplied.
+    """
+    boosts = {promotion.item_row: promotion.boost for promotion in promotions if promotion.boost is not None}
+    if not slate or not boosts.keys() & {shown.row for shown in slate}:
+        return list(slate)
+    lowest = min(shown.score for shown in slate)
+    scored = [_boost(shown, boosts.get(shown.row), lowest) for shown in slate]
+    return sorted(scored, key=lambda shown: -shown.score)
+
+
+def _boost(shown: Shown, boost: float | None, lowest: float) -> Shown:
+    if boost is None:
+        return shown
+    score = lowest + (shown.score - lowest) * boost
+    return replace(shown, score=score, promoted=True, reason=Reason("promoted"))
+
+
+def diversified(
+    slate: Sequence[Shown], categories: Sequence[Sequence[str]], diversity: float, limit: int
+) -> list[Shown]:
+    """Maximal marginal relevance over categories (Carbonell & Goldstein 1998): `limit` items, then the rest.
+
+    categories: those of each item of the slate; diversity: 0 keeps the order, 1 looks at categories alone
+    The scores become the marginal relevance, which never rises from one item to the next.
+    """
+    if diversity <= 0 or len(slate) < 2:
+        return list(slate)
+    relevance = _unit_scale(np.array([shown.score for shown in slate]))
+    similarity = _jaccard(categories)
+    nearest = np.zeros(len(slate))
+    left = np.ones(len(slate), np.bool_)
+    picked: list[Shown] = []
+    marginal = (1 - diversity) * relevance
+    while left.any():
+        if len(picked) < limit:
+            marginal = (1 - diversity) * relevance - diversity * nearest
+        best = int(np.argmax(np.where(left, marginal, -np.inf)))
+        picked.append(replace(slate[best], score=float(marginal[best])))
+        left[best] = False
+        nearest = np.maximum(nearest, similarity[best])
+    return picked
+
+
+def with_pins(slate: Sequence[Shown], pins: Mapping[int, int], *, first_position: int = 1) -> list[Shown]:
+    """The slate with pinned rows at their positions (position → row), everything else moving down.
+
+    A pin beyond the end of the slate goes to its end.
+    """
+    pinned = set(pins.values())
+    arranged = [shown for shown in slate if shown.row not in pinned]
+    for position in sorted(pins):
+        shown = Shown(pins[position], 0.0, "promotion", True, Reason("promoted"))
+        arranged.insert(min(position - first_position, len(arranged)), shown)
+    return arranged
+
+
+def pins_of(promotions: Sequence[Promotion], allowed: Sequence[int] | set[int]) -> dict[int, int]:
+    """Position → row of the pinned items that this request allows; a taken position pushes on to the next."""
+    pins: dict[int, int] = {}
+    for promotion in promotions:
+        if promotion.position is None or promotion.item_row not in allowed:
+            continue
+        position = promotion.position
+        while position in pins:
+            position += 1
+        pins[position] = promotion.item_row
+    return pins
+
+
+def _unit_scale(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    spread = scores.max() - scores.min()
+    return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
+
+
+def _jaccard(categories: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """float64[k, k]: shared over united categories; items without any are unlike everything."""
+    names = {name: i for i, name in enumerate(sorted({name for group in categories for name in group}))}
+    membership = np.zeros((len(categories), len(names)))
+    for item, group in enumerate(categories):
+        membership[item, [names[name] for name in group]] = 1
+    shared = membership @ membership.T
+    sizes = membership.sum(1)
+    united = sizes[:, None] + sizes[None, :] - shared
+    similar: NDArray[np.float64] = np.divide(shared, united, out=np.zeros_like(shared), where=united > 0)
+    return similar

@@ -1,0 +1,140 @@
+"""One training: extract → evaluate → fit → save → gate → activate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+
+from app.errors import Invalid
+from app.settings import Settings
+from app.training import releases
+from app.training.extract import extract
+from models.evaluation.leaderboard import evaluate_recipes
+from models.training import fit_recipes
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, str, float], None]
+"""Called with the phase, what it is at, and the share of the phase that is done."""
+
+GATE_METRIC = "ndcg@10"
+GATE_MARGIN = 0.1
+"""A new release may be worse than the live one by this share of its NDCG@10: the two were measured on
+different days, and a bad release is far below."""
+FEWEST_INTERACTIONS = 100
+PASSED = "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """How a training ended.
+
+    metrics:   of the routed service on the temporal split; empty where evaluation was left out
+    activated: whether the release is served now
+    gate:      what the gate said
+    """
+
+    release_id: str
+    activated: bool
+    gate: str
+    metrics: dict[str, float]
+    interactions: int
+    items: int
+    users: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def train(
+    engine: Engine,
+    settings: Settings,
+    *,
+    progress: Progress,
+    evaluate: bool = True,
+    activate: bool = True,
+    seed: int = 0,
+) -> TrainReport:
+    """Fits every recipe on what Postgres holds and writes a release; serves it where the gate lets it pass.
+
+    Raises Invalid where there is too little to learn from.
+    """
+    extracted = _extracted(engine, settings, progress)
+    dataset = extracted.dataset
+    metrics = {}
+    if evaluate:
+        metrics = routed_metrics(evaluate_recipes(dataset, seed=seed, progress=partial(progress, "evaluate")))
+    fitted = fit_recipes(dataset, seed=seed, progress=partial(progress, "fit"))
+    release_id = releases.new_release_id()
+    progress("release", "save", 0.0)
+    _save(settings.releases_dir / release_id, fitted, extracted, metrics)
+    manifest = artifacts.read_manifest(settings.releases_dir / release_id)
+    releases.register(engine, release_id, {key: value for key, value in manifest.items() if key != "files"})
+    gate = _gate(settings.releases_dir, metrics)
+    activated = activate and gate == PASSED
+    if activated:
+        progress("release", "activate", 0.5)
+        releases.activate(engine, settings, release_id, actor="training")
+    progress("release", release_id, 1.0)
+    return TrainReport(
+        release_id=release_id,
+        activated=activated,
+        gate=gate,
+        metrics=metrics,
+        interactions=len(dataset.interactions),
+        items=dataset.n_items,
+        users=dataset.n_users,
+    )
+
+
+def leaderboard(engine: Engine, settings: Settings, *, progress: Progress, seed: int = 0) -> Leaderboard:
+    """Every recipe on the newest fifth of the stored events, fitted on the rest. Raises Invalid."""
+    dataset = _extracted(engine, settings, progress).dataset
+    return evaluate_recipes(dataset, seed=seed, progress=partial(progress, "evaluate"))
+
+
+def _extracted(engine: Engine, settings: Settings, progress: Progress) -> Extracted:
+    extracted = extract(engine, settings.feedback_weights, progress=partial(progress, "extract"))
+    found = len(extracted.dataset.interactions)
+    if found < FEWEST_INTERACTIONS:
+        raise Invalid(
+            f"{found} interactions are too few to train on ({FEWEST_INTERACTIONS} are the least); import a data "
+            "set with `segue import`, or send events first"
+        )
+    return extracted
+
+
+def _save(folder: Path, fitted: FittedRelease, extracted: Extracted, metrics: dict[str, float]) -> None:
+    timestamps = extracted.dataset.interactions.timestamps
+    artifacts.save(
+        folder,
+        fitted,
+        database_id=str(extracted.database_id),
+        row_of_position=extracted.row_of_position,
+        data_window=(float(timestamps[0]), float(timestamps[-1])),
+        metrics=metrics,
+    )
+
+
+def _gate(releases_dir: Path, metrics: dict[str, float]) -> str:
+    """PASSED, or why the release should not replace the live one. Where either is unmeasured, it passes.
+
+    That it loads and answers is checked by the activation itself.
+    """
+    live_id = current_id(releases_dir)
+    if live_id is None or GATE_METRIC not in metrics:
+        return PASSED
+    try:
+        live = artifacts.read_manifest(releases_dir / live_id)["metrics"].get(GATE_METRIC)
+    except ArtifactError as error:
+        log.warning("the live release can't be compared with: %s", error)
+        return PASSED
+    if live is None or metrics[GATE_METRIC] >= live * (1 - GATE_MARGIN):
+        return PASSED
+    return (
+        f"{GATE_METRIC} {metrics[GATE_METRIC]:.4f} is more than {GATE_MARGIN:.0%} below the live release's {live:.4f}"
+    )
