@@ -1,0 +1,210 @@
+"""A user's past in the cache: how a reader interprets it, and how it is built again from Postgres.
+
+One hash per user, written by `dirty_marks` and by the rebuild here:
+
+    view       what `user_view.encode` made
+    gen        random; changes whenever the past may have changed
+    d:<token>  unix time since when a transaction that changes the past is under way
+
+A reader takes the hash in one HGETALL. A view without live marks is exact. With a live mark the reader reads
+Postgres and leaves the cache alone; without a view it reads Postgres and installs what it read, provided that
+`gen` is still what it was before the reading. A mark older than LEASE_SECONDS belongs to a writer that died: its
+transaction was ended by Postgres long ago (`dirty_marks.IDLE_SECONDS`), so what Postgres holds is final.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from redis import Redis, RedisError
+from sqlalchemy import Connection, Engine
+
+from app.feedback.user_view import UserView, decode, encode
+from app.feedback.weights import NEGATIVE, POSITIVE, sign_of, weight_of
+from app.settings import Settings
+
+__all__ = ["LEASE_SECONDS", "UserView", "View", "decode", "encode", "interpret", "load", "rebuild", "view_key"]
+
+LEASE_SECONDS = 60.0
+MARK = b"d:"
+
+logger = logging.getLogger(__name__)
+
+
+class View(NamedTuple):
+    """What one HGETALL says: the view if it can be used, and what a rebuild needs to know if it can't."""
+
+    view: UserView | None
+    generation: bytes | None
+    installable: bool
+    """No transaction on this user is under way, so a rebuilt view may be stored."""
+
+
+def view_key(cache_version: str, user_id: str) -> str:
+    """The hash of this user; all keys of a user share the hash tag, hence the slot of a Redis Cluster."""
+    return f"segue:{cache_version}:u:{{{user_id}}}"
+
+
+def interpret(raw_hash: Mapping[bytes, bytes], now: float) -> View:
+    """Reads what HGETALL answered at `now` (unix seconds). Pure; bytes of another version count as missing."""
+    generation = raw_hash.get(b"gen")
+    if any(name.startswith(MARK) and _is_live(since, now) for name, since in raw_hash.items()):
+        return View(None, generation, installable=False)
+    encoded = raw_hash.get(b"view")
+    if not encoded:
+        return View(None, generation, installable=True)
+    try:
+        return View(decode(encoded), generation, installable=True)
+    except ValueError:
+        return View(None, generation, installable=True)
+
+
+def _is_live(since: bytes, now: float) -> bool:
+    return now - float(since) < LEASE_SECONDS
+
+
+def rebuild(  # noqa: PLR0917 - what interpret answered, then what a thread needs
+    engine: Engine,
+    cache: Redis,
+    cache_version: str,
+    user_id: str,
+    generation: bytes | None,
+    installable: bool,
+    settings: Settings,
+) -> UserView:
+    """The user's past from Postgres, left in the cache for the next reader where that is safe. Blocks.
+
+    generation, installable: as `interpret` said. Raises sqlalchemy.exc.SQLAlchemyError when Postgres is away;
+    a failing cache is logged and nothing else.
+    """
+    key = view_key(cache_version, user_id)
+    planted = _plant(cache, key, generation) if installable else None
+    with engine.connect() as db:
+        view = load(db, user_id, settings)
+    if planted is not None:
+        _install(cache, key, planted, view, settings.view_ttl_seconds)
+    return view
+
+
+def _plant(cache: Redis, key: str, generation: bytes | None) -> bytes | None:
+    """The generation to compare with later; None when the cache is away.
+
+    A missing one is set now: if the key went away and came back meanwhile (evicted, then changed and evicted
+    again), "still missing" would look like "unchanged".
+    """
+    if generation is not None:
+        return generation
+    try:
+        pipe = cache.pipeline(transaction=False)
+        pipe.hsetnx(key, "gen", secrets.token_hex(8))
+        pipe.expire(key, int(2 * LEASE_SECONDS))
+        pipe.hget(key, "gen")
+        return cast(bytes | None, pipe.execute()[-1])
+    except (RedisError, OSError) as error:
+        logger.warning("the cache did not answer, a user's view is not stored: %s", error)
+        return None
+
+
+# Stores a view unless the generation changed or a live mark is there; drops the marks that are not.
+INSTALL = """
+if redis.call('HGET', KEYS[1], 'gen') ~= ARGV[1] then return 0 end
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  if string.sub(fields[i], 1, 2) == 'd:' then
+    if tonumber(ARGV[3]) - tonumber(fields[i + 1]) < tonumber(ARGV[4]) then return 0 end
+    redis.call('HDEL', KEYS[1], fields[i])
+  end
+end
+redis.call('HSET', KEYS[1], 'view', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+
+
+def _install(cache: Redis, key: str, generation: bytes, view: UserView, ttl_seconds: int) -> bool:
+    try:
+        installed = cache.eval(
+            INSTALL, 1, key, generation, encode(view), repr(time.time()), repr(LEASE_SECONDS), str(ttl_seconds)
+        )
+    except (RedisError, OSError) as error:
+        logger.warning("the cache did not answer, a user's view is not stored: %s", error)
+        return False
+    return bool(installed)
+
+
+# The latest state of each item. Sign as in weights.sign_of (a test compares the two). What counts as a state is the
+# latest opinion if there is one: feedback with a sign, any rating, or a like taken back; a view, a click or a
+# half-heard track says nothing against an earlier like, whenever it comes.
+PAST = """
+WITH owner AS (
+    SELECT row AS user_row, preferred_categories FROM users WHERE user_id = %(user_id)s
+), signed AS (
+    SELECT item_row, kind, value, seq, least(timestamp, received_at) AS at,
+        CASE WHEN kind = ANY(%(positive)s) THEN 1
+             WHEN kind = ANY(%(negative)s) THEN -1
+             WHEN kind = 'rating' AND value > 3.5 THEN 1
+             WHEN kind = 'rating' AND value <= 2 THEN -1
+             WHEN kind = 'listen' AND value >= 0.7 THEN 1
+             WHEN kind = 'listen' AND value < 0.3 THEN -1
+             ELSE 0 END AS sign
+    FROM interactions JOIN owner USING (user_row)
+    WHERE kind <> 'impression'
+), states AS (
+    SELECT DISTINCT ON (item_row) item_row, kind, value, seq, at, sign,
+        max(at) OVER (PARTITION BY item_row) AS touched_at
+    FROM signed
+    ORDER BY item_row, (sign <> 0 OR kind IN ('rating', 'unlike')) DESC, at DESC, seq DESC
+), numbered AS (
+    SELECT states.*,
+        row_number() OVER (ORDER BY at DESC, seq DESC) AS nth_newest,
+        row_number() OVER (ORDER BY touched_at DESC, item_row DESC) AS nth_seen
+    FROM states
+)
+SELECT user_row, preferred_categories,
+    (SELECT count(*) FROM states) AS interactions,
+    (SELECT count(*) FROM states WHERE sign > 0) AS positives,
+    (SELECT array_agg(item_row ORDER BY nth_seen DESC) FROM numbered WHERE nth_seen <= %(seen_limit)s) AS seen,
+    (SELECT json_agg(json_build_array(item_row, kind, value, extract(epoch FROM at)) ORDER BY nth_newest DESC)
+       FROM numbered WHERE nth_newest <= %(history_length)s) AS history
+FROM owner
+"""
+
+
+def load(db: Connection, user_id: str, settings: Settings) -> UserView:
+    """The user's past as Postgres has it, in one statement, hence of one moment.
+
+    An event from the future of the server counts as of its arrival: its time is min(timestamp, received_at),
+    ties go to the one stored later. The view is empty when the user is unknown or erased.
+    """
+    row = db.exec_driver_sql(
+        PAST,
+        {
+            "user_id": user_id,
+            "positive": sorted(POSITIVE),
+            "negative": sorted(NEGATIVE),
+            "seen_limit": settings.seen_limit,
+            "history_length": settings.history_length,
+        },
+    ).one_or_none()
+    return UserView.empty() if row is None else _view(row, settings)
+
+
+def _view(row: Any, settings: Settings) -> UserView:
+    history: list[tuple[int, str, float | None, float]] = row.history or []
+    weights = settings.feedback_weights
+    return UserView(
+        user_row=row.user_row,
+        rows=np.array([item for item, _, _, _ in history], np.int32),
+        weights=np.array([weight_of(kind, value, weights) for _, kind, value, _ in history], np.float32),
+        signs=np.array([sign_of(kind, value) for _, kind, value, _ in history], np.int8),
+        timestamps=np.array([at for _, _, _, at in history], np.float64),
+        seen=np.array(row.seen or [], np.int32),
+        interactions=row.interactions,
+        positives=row.positives,
+        preferred_categories=tuple(row.preferred_categories),
+    )

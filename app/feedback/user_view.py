@@ -1,0 +1,99 @@
+"""What the cache keeps of one user's past, and its compact form in bytes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+FORMAT = 1
+HEADER = struct.Struct("<BxxxiIIIII4x")
+"""format, user row (-1: none), history, seen, interactions, positives, bytes of categories; 32 bytes, so that
+the float64 array behind it is aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserView:
+    """One user's past: one entry per distinct item by its latest state, oldest first.
+
+    user_row:     None for a user that the database doesn't know
+    rows:         int32[n], the newest `history_length` items
+    weights:      float32[n], strength of the feedback; 0 where a like was taken back
+    signs:        int8[n], +1, -1 or 0
+    timestamps:   float64[n], unix seconds of the event that made the state
+    seen:         int32[m], every item interacted with in any way (being shown one doesn't count), a like taken
+                  back included; the newest `seen_limit`, oldest first
+    interactions: how many distinct items the user interacted with, however many are kept above
+    positives:    how many of them are in a positive state
+    """
+
+    user_row: int | None
+    rows: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    signs: NDArray[np.int8]
+    timestamps: NDArray[np.float64]
+    seen: NDArray[np.int32]
+    interactions: int
+    positives: int
+    preferred_categories: tuple[str, ...]
+
+    @classmethod
+    def empty(cls) -> UserView:
+        """Of a user who is unknown."""
+        return cls(
+            user_row=None,
+            rows=np.empty(0, np.int32),
+            weights=np.empty(0, np.float32),
+            signs=np.empty(0, np.int8),
+            timestamps=np.empty(0, np.float64),
+            seen=np.empty(0, np.int32),
+            interactions=0,
+            positives=0,
+            preferred_categories=(),
+        )
+
+
+def encode(view: UserView) -> bytes:
+    """21 bytes per item of the history, 4 per seen item, 32 for the rest and the categories."""
+    categories = orjson.dumps(view.preferred_categories) if view.preferred_categories else b""
+    header = HEADER.pack(
+        FORMAT,
+        -1 if view.user_row is None else view.user_row,
+        len(view.rows),
+        len(view.seen),
+        view.interactions,
+        view.positives,
+        len(categories),
+    )
+    arrays = (view.timestamps, view.rows, view.weights, view.seen, view.signs)
+    return b"".join((header, *(array.tobytes() for array in arrays), categories))
+
+
+def decode(encoded: bytes) -> UserView:
+    """The view again; its arrays are read-only windows on `encoded`.
+
+    Raises ValueError on bytes that another version of this program wrote.
+    """
+    if len(encoded) < HEADER.size or encoded[0] != FORMAT:
+        raise ValueError(f"a user's view starts with {encoded[:1]!r}, this program reads format {FORMAT}")
+    _, row, n, m, interactions, positives, n_categories = HEADER.unpack_from(encoded)
+    rows = HEADER.size + 8 * n
+    weights, seen = rows + 4 * n, rows + 8 * n
+    signs = seen + 4 * m
+    categories = signs + n
+    if len(encoded) != categories + n_categories:
+        raise ValueError(f"a user's view has {len(encoded)} bytes, expected {categories + n_categories}")
+    return UserView(
+        user_row=None if row < 0 else row,
+        rows=np.frombuffer(encoded, np.int32, n, rows),
+        weights=np.frombuffer(encoded, np.float32, n, weights),
+        signs=np.frombuffer(encoded, np.int8, n, signs),
+        timestamps=np.frombuffer(encoded, np.float64, n, HEADER.size),
+        seen=np.frombuffer(encoded, np.int32, m, seen),
+        interactions=interactions,
+        positives=positives,
+        preferred_categories=tuple(orjson.loads(encoded[categories:])) if n_categories else (),
+    )

@@ -1,0 +1,52 @@
+"""A writer on real servers, and a reader as the service has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from sqlalchemy import Engine
+
+from app.catalog import versions
+from app.feedback import user_state
+from app.feedback.ingest import Ingest
+from app.feedback.user_state import UserView
+from app.settings import Settings
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+def cache(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=2) as client:
+        yield client
+
+
+@pytest.fixture
+def ingest(engine: Engine, cache: redis.Redis, settings: Settings) -> Iterator[Ingest]:
+    opened = Ingest(engine, cache, settings, settle_seconds=0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def read_view(engine: Engine, cache: redis.Redis, settings: Settings) -> Callable[[str], UserView]:
+    """A reader who knows the current version of the cache keys."""
+
+    def read(user_id: str) -> UserView:
+        with engine.connect() as db:
+            version = versions.read(db)["cache"]
+        raw = cache.hgetall(user_state.view_key(version, user_id))
+        found = user_state.interpret(raw, time.time())
+        if found.view is not None:
+            return found.view
+        return user_state.rebuild(engine, cache, version, user_id, found.generation, found.installable, settings)
+
+    return read
