@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -92,11 +92,16 @@ def engine(postgres_url: str) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def redis_server_url(servers: Servers) -> Iterator[str]:
-    """A numbered Redis database that only this process uses; not emptied between tests."""
-    with redis.Redis.from_url(_with_number(servers.redis_url, 0)) as zero:
-        number = _claim(zero)
-        yield _with_number(servers.redis_url, number)
-        zero.delete(_claim_key(number))
+    """A numbered Redis database that only this process uses; `redis_url` empties it before each test."""
+    with _claimed(servers.redis_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def lasting_redis_url(servers: Servers) -> Iterator[str]:
+    """Another one, which no test empties: for a service that runs as long as the tests."""
+    with _claimed(servers.redis_url) as url:
+        yield url
 
 
 @pytest.fixture
@@ -150,6 +155,17 @@ def _with_number(url: str, number: int) -> str:
         query = dict(parse_qsl(parts.query)) | {"db": str(number)}
         return parts._replace(query=urlencode(query)).geturl()
     return parts._replace(path=f"/{number}").geturl()
+
+
+@contextmanager
+def _claimed(server_url: str) -> Iterator[str]:
+    with redis.Redis.from_url(_with_number(server_url, 0)) as zero:
+        number = _claim(zero)
+        url = _with_number(server_url, number)
+        with redis.Redis.from_url(url) as claimed:
+            claimed.flushdb()
+        yield url
+        zero.delete(_claim_key(number))
 
 
 def _claim(zero: redis.Redis) -> int:

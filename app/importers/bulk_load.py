@@ -17,6 +17,7 @@ from psycopg2 import errors
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from app.feedback.dirty_marks import ERASURE_LOCK
 from app.importers import ledger
 from app.importers.files import DataFile, Scan, scan
 from app.importers.ledger import Source, Standing
@@ -25,8 +26,8 @@ from app.importers.rows import Refused, decoded
 
 LINES_PER_CHUNK = 20_000
 _ATTEMPTS = 5
-_COLLISIONS = (errors.DeadlockDetected, errors.SerializationFailure, errors.ForeignKeyViolation)
-"""What a chunk may meet when others write beside it (a user erased just now, say); another try settles it."""
+_COLLISIONS = (errors.DeadlockDetected, errors.SerializationFailure)
+"""What a chunk may meet when others write beside it; another try settles it."""
 
 RowT = TypeVar("RowT")
 
@@ -132,6 +133,8 @@ def _store(engine: Engine, what: Load[RowT], chunk: _Chunk[RowT]) -> Standing:
     with engine.begin() as db:
         # The engine's limit is meant for requests.
         db.execute(text("set local statement_timeout = '5min'"))
+        # Nobody is erased between the look at the tombstones and the commit.
+        db.execute(text("select pg_advisory_xact_lock_shared(:lock)"), {"lock": ERASURE_LOCK})
         standing = ledger.lock_entry(db, what.source)
         if standing.lines_done >= chunk.last:
             return standing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, Row, Select, func, select, update
+from sqlalchemy import Connection, Engine, Row, Select, Update, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.storage.tables import imports
@@ -96,7 +96,7 @@ def _entry(source: Source) -> Select[tuple[object, ...]]:
     return select(imports).where(imports.c.source == source.name, imports.c.fingerprint == source.fingerprint)
 
 
-def _change(source: Source):  # type: ignore[no-untyped-def]
+def _change(source: Source) -> Update:
     return update(imports).where(imports.c.source == source.name, imports.c.fingerprint == source.fingerprint)
 
 

@@ -11,6 +11,7 @@ Progress = Callable[[str, int, int], None]
 
 BAD_ROWS_KEPT = 100
 """How many bad rows a report holds per file; all of them are counted."""
+BAD_ROWS_SHOWN = 10
 
 
 def unwatched(what: str, done: int, total: int) -> None:
@@ -50,6 +51,17 @@ class FileReport:
     bad: tuple[BadRow, ...]
     shift_seconds: float
 
+    def summary(self) -> str:
+        """What became of its rows, each reason for refusal, and the first rows refused."""
+        became = [f"{count:,} {what.replace('_', ' ')}" for what, count in sorted(self.counts.items())]
+        if self.shift_seconds:
+            became.append(f"times moved by {self.shift_seconds:+,.0f} s")
+        if self.nothing_to_do:
+            became.append("all of it by an earlier run")
+        refused = [f"    refused {count:,}: {reason}" for reason, count in self.bad_by_reason.most_common()]
+        first = [f"      {row}" for row in self.bad[:BAD_ROWS_SHOWN]]
+        return "\n".join([f"  {self.file}: {', '.join(became) or 'no rows'}", *refused, *first])
+
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
@@ -76,6 +88,12 @@ class ImportReport:
         """Lines that this run went through per second."""
         done = sum(file.lines - file.lines_before for file in self.files)
         return done / self.seconds if self.seconds > 0 else 0.0
+
+    def summary(self) -> str:
+        """All of it for a reader: a line for the whole, some for each file."""
+        done = sum(file.lines - file.lines_before for file in self.files)
+        head = "nothing to do" if self.nothing_to_do else f"{done:,} lines, {self.rows_per_second:,.0f} a second"
+        return "\n".join([f"{self.format}: {head} ({self.seconds:.1f} s)", *(file.summary() for file in self.files)])
 
     def of(self, file: str) -> FileReport:
         """The report on the file of this name. Raises KeyError where there was none."""

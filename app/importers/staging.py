@@ -57,10 +57,10 @@ def store_events(db: Connection, events: Sequence[Event]) -> Counter[str]:
         "event_id text, user_id text, item_id text, kind text, value float8, at float8",
         ((*event[:4], repr(event.value), repr(event.timestamp)) for event in events),
     )
-    erased = _drop_erased_users(db)
-    _add_users(db)
-    new_items = _add_items(db)
-    stored = db.execute(text(_STORE_EVENTS)).rowcount
+    erased = _rows(db, _DROP_ERASED_EVENTS)
+    _rows(db, _ADD_USERS)
+    new_items = _rows(db, _ADD_ITEMS)
+    stored = _rows(db, _STORE_EVENTS)
     if new_items:
         versions.bump(db, "items")
     if stored:
@@ -85,18 +85,18 @@ def store_tags(db: Connection, tags: Sequence[ItemTag]) -> Counter[str]:
 def store_users(db: Connection, users: Sequence[User]) -> Counter[str]:
     """Counts `stored` and `erased_users`."""
     _stage(db, "user_id text, attributes jsonb", ((user.user_id, _json(user.attributes)) for user in users))
-    erased = _drop_erased_users(db)
-    _add_users(db)
-    db.execute(text(_FILL_USERS))
+    erased = _rows(db, _DROP_ERASED_USERS)
+    _rows(db, _ADD_USERS)
+    _rows(db, _FILL_USERS)
     return Counter(stored=len(users) - erased, erased_users=erased)
 
 
 def _update_items(db: Connection, update: str, rows: int) -> Counter[str]:
-    deleted: int = db.execute(text(_DROP_DELETED_ITEMS)).rowcount
-    changed = _add_items(db)
+    deleted = _rows(db, _DROP_DELETED_ITEMS)
+    changed = _rows(db, _ADD_ITEMS)
     # In one order for all writers: an update by itself locks in whatever order the plan has.
-    db.execute(text(_LOCK_ITEMS))
-    changed += db.execute(text(update)).rowcount
+    _rows(db, _LOCK_ITEMS)
+    changed += _rows(db, update)
     if changed:
         versions.bump(db, "items")
     return Counter(stored=rows - deleted, deleted_items=deleted)
@@ -118,49 +118,49 @@ def _json(fields: dict[str, Any]) -> str:
     return orjson.dumps(fields).decode()
 
 
-def _drop_erased_users(db: Connection) -> int:
-    return db.execute(text(_DROP_ERASED_USERS)).rowcount
+def _rows(db: Connection, statement: str) -> int:
+    """Runs the statement; how many rows it was about."""
+    return db.execute(text(statement)).rowcount
 
 
-def _add_users(db: Connection) -> int:
-    return db.execute(text(_ADD_USERS)).rowcount
-
-
-def _add_items(db: Connection) -> int:
-    return db.execute(text(_ADD_ITEMS)).rowcount
-
+# Of users who were erased and came back, only what they did since counts (catalog.users.erased_at).
+_DROP_ERASED_EVENTS = """
+    delete from staged using (
+        select known.user_id, erased_at, users.row
+        from (select distinct user_id from staged) known
+        join tombstones on user_hash = sha256(convert_to(known.user_id, 'UTF8'))
+        left join users on users.user_id = known.user_id
+    ) erased
+    where staged.user_id = erased.user_id and (erased.row is null or to_timestamp(staged.at) <= erased.erased_at)
+"""
 
 _DROP_ERASED_USERS = """
-    delete from staged using (
-        select distinct s.user_id from (select distinct user_id from staged) s
-        join tombstones t on t.user_hash = sha256(convert_to(s.user_id, 'UTF8'))
-    ) erased
-    where staged.user_id = erased.user_id
+    delete from staged using tombstones where user_hash = sha256(convert_to(staged.user_id, 'UTF8'))
 """
 
 # An upsert would burn a row number per conflict; this burns one only where two writers meet on a new id.
 _ADD_USERS = """
     insert into users (user_id)
-    select distinct user_id from staged
+    select user_id from staged
     where not exists (select from users where users.user_id = staged.user_id)
-    order by user_id
+    group by user_id order by user_id collate "C"
     on conflict (user_id) do nothing
 """
 
 _ADD_ITEMS = """
     insert into items (item_id)
-    select distinct item_id from staged
+    select item_id from staged
     where not exists (select from items where items.item_id = staged.item_id)
-    order by item_id
+    group by item_id order by item_id collate "C"
     on conflict (item_id) do nothing
 """
 
 _STORE_EVENTS = """
     with fresh as (
         insert into event_ids (event_id)
-        select distinct event_id from staged
+        select event_id from staged
         where not exists (select from event_ids where event_ids.event_id = staged.event_id)
-        order by event_id
+        group by event_id order by event_id collate "C"
         on conflict (event_id) do nothing
         returning event_id
     ), first as (
@@ -218,14 +218,13 @@ _FILL_ITEMS = """
 
 _ADD_TAGS = """
     with told as (
-        select items.row, array_agg(distinct tag order by tag) as tags
+        select items.row, items.tags || array_agg(distinct staged.tag order by staged.tag) as tags
         from staged join items using (item_id)
-        cross join lateral unnest(items.tags || staged.tag) as tag
-        where items.deleted_at is null
+        where items.deleted_at is null and staged.tag <> all (items.tags)
         group by items.row
     )
     update items set tags = told.tags, updated_at = now(), changed_xid = pg_current_xact_id()
-    from told where items.row = told.row and items.tags is distinct from told.tags
+    from told where items.row = told.row
 """
 
 _FILL_USERS = """

@@ -23,7 +23,7 @@ def copy_out(
     parameters: Mapping[str, object],
     dtype: np.dtype[np.void],
     *,
-    on_rows: Callable[[int], None],
+    on_rows: Callable[[int], None] | None = None,
 ) -> NDArray[np.void]:
     """The rows of `query` as a structured array of `dtype`; parameters are written %(name)s.
 
@@ -32,11 +32,15 @@ def copy_out(
     Raises ValueError where widths differ or a null turns up.
     """
     cursor: Any = db.connection.cursor()
-    sink = _Sink(dtype, on_rows)
+    sink = _Sink(dtype, on_rows or _unheard)
     bound = cursor.mogrify(query, parameters).decode()
     cursor.copy_expert(f"copy ({bound}) to stdout (format binary)", sink)
     cursor.close()
     return sink.result()
+
+
+def _unheard(rows: int) -> None:
+    """Where nobody asked how many rows have come."""
 
 
 class _Sink:

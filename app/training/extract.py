@@ -66,8 +66,8 @@ def extract(
         identity = database_id(db)
         rows, item_ids, items = _items(db, progress)
         stored = _stored(db, since, until, progress)
-        erased = _erased_user_rows(db)
-    stored = stored[np.isin(stored["item"], rows) & ~np.isin(stored["user"], erased)]
+        erased = _erased_users(db)
+    stored = stored[np.isin(stored["item"], rows) & ~_before_erasure(stored, erased)]
     stored = stored[np.lexsort((stored["seq"], stored["time"]))]
     users, user_positions = np.unique(stored["user"], return_inverse=True)
     interactions = Interactions(
@@ -89,6 +89,8 @@ _STORED = np.dtype(
      ("seq", np.int64)]
 )  # fmt: skip
 
+_ERASED = np.dtype([("user", np.int32), ("at", np.int64)])
+
 # The condition on the bare timestamp follows from the one before it and has an index.
 _SELECT_STORED = """
     select user_row, item_row, coalesce(array_position(%(kinds)s, kind) - 1, 0)::int2,
@@ -107,7 +109,7 @@ _SELECT_ITEMS = """
 """
 
 _SELECT_ERASED = """
-    select row from users join tombstones on user_hash = sha256(convert_to(user_id, 'UTF8'))
+    select row, erased_at from users join tombstones on user_hash = sha256(convert_to(user_id, 'UTF8'))
 """
 
 
@@ -124,8 +126,17 @@ def _stored(db: Connection, since: datetime | None, until: datetime | None, prog
     )
 
 
-def _erased_user_rows(db: Connection) -> NDArray[np.int32]:
-    return np.array(db.execute(text(_SELECT_ERASED)).scalars().all(), np.int32)
+def _erased_users(db: Connection) -> NDArray[np.void]:
+    """Users who were erased and came back, and when; the others have no row any more."""
+    return copy_out(db, _SELECT_ERASED, {}, _ERASED)
+
+
+def _before_erasure(stored: NDArray[np.void], erased: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Whether each interaction is of a life of its user that was erased (catalog.users.erased_at)."""
+    gone: NDArray[np.bool_] = np.zeros(len(stored), np.bool_)
+    for user, at in erased:
+        gone |= (stored["user"] == user) & (stored["time"] <= at)
+    return gone
 
 
 def _items(db: Connection, progress: Progress) -> tuple[NDArray[np.int32], list[str], ItemTable]:

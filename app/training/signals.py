@@ -39,5 +39,5 @@ def weights_of(
 def _valued(
     kind: str, kinds: Sequence[str], codes: NDArray[np.int16], values: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    valued: NDArray[np.bool_] = ~np.isnan(values)
-    return valued & (codes == kinds.index(kind))
+    valued: NDArray[np.bool_] = (codes == kinds.index(kind)) & ~np.isnan(values)
+    return valued

@@ -1,0 +1,160 @@
+"""Imports that are killed, repeated or run side by side store every rating once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg2 import errors
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
+
+from app.importers.bulk_load import load, loading
+from app.importers.files import DataFolder
+from app.importers.movietweetings import import_movietweetings
+from app.importers.report import ImportReport
+from tests.app.importers.datasets import MOVIETWEETINGS, movietweetings_lines, rows_of, value_of, write_folder
+
+LINES = 4_000
+PER_CHUNK = 200
+
+CHILD = """
+import sys
+from pathlib import Path
+from app.importers.movietweetings import import_movietweetings
+from app.storage.database import open_engine
+
+def progress(what, done, total):
+    print(what, done, flush=True)
+
+import_movietweetings(
+    open_engine(sys.argv[1]), Path(sys.argv[2]), shift_to_now=True, lines_per_chunk=int(sys.argv[3]), progress=progress
+)
+"""
+
+CONSISTENT = """
+    select rows_done, (select count(*) from interactions), (select count(*) from event_ids)
+    from imports where source = 'movietweetings/ratings.dat'
+"""
+
+
+def test_an_import_killed_in_the_middle_goes_on_where_it_stopped(
+    engine: Engine, postgres_url: str, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path, MOVIETWEETINGS | {"ratings.dat": movietweetings_lines(LINES)})
+    command = [sys.executable, "-c", CHILD, postgres_url, str(folder), str(PER_CHUNK)]
+
+    killed = [_run_and_kill(command, after_chunks=3) for _ in range(2)]
+    done, interactions, event_ids = rows_of(engine, CONSISTENT)[0]
+    report = import_movietweetings(engine, folder, lines_per_chunk=PER_CHUNK).of("ratings.dat")
+
+    assert killed == [-signal.SIGKILL, -signal.SIGKILL]
+    assert isinstance(done, int)
+    assert 0 < done < LINES
+    assert (interactions, event_ids) == (done, done)
+    assert report.lines_before == done
+    assert report.counts == {"stored": LINES}
+    assert rows_of(engine, CONSISTENT) == [(LINES, LINES, LINES)]
+    shifts = (
+        "select count(distinct extract(epoch from timestamp) - split_part(event_id, ':', 4)::int) from interactions"
+    )
+    assert value_of(engine, shifts) == 1
+    assert value_of(engine, "select count(distinct event_id) from interactions") == LINES
+
+
+def _run_and_kill(command: list[str], *, after_chunks: int) -> int:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        chunks = 0
+        while chunks < after_chunks:
+            chunks += child.stdout.readline().startswith("ratings.dat ")
+        # Somewhere inside the chunk after.
+        time.sleep(random.uniform(0, 0.02))
+        os.kill(child.pid, signal.SIGKILL)
+        return child.wait()
+
+
+def test_two_imports_of_one_file_share_the_work(engine: Engine, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, MOVIETWEETINGS | {"ratings.dat": movietweetings_lines(LINES)})
+    start = threading.Barrier(2)
+
+    def run(_: int) -> ImportReport:
+        start.wait()
+        return import_movietweetings(engine, folder, shift_to_now=True, lines_per_chunk=PER_CHUNK)
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(run, range(2)))
+
+    assert rows_of(engine, CONSISTENT) == [(LINES, LINES, LINES)]
+    assert max(report.of("ratings.dat").counts["stored"] for report in reports) == LINES
+    assert value_of(engine, "select max(row) + 1 - count(*) from users") == 0
+    assert value_of(engine, "select count(distinct shift_seconds) from imports where shift_seconds is not null") == 1
+
+
+def test_files_that_overlap_run_side_by_side(engine: Engine, tmp_path: Path) -> None:
+    lines = movietweetings_lines(LINES).splitlines(keepends=True)
+    forwards = write_folder(tmp_path / "a", MOVIETWEETINGS | {"ratings.dat": b"".join(lines)})
+    backwards = write_folder(tmp_path / "b", MOVIETWEETINGS | {"ratings.dat": b"".join(reversed(lines))})
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(import_movietweetings, engine, folder, lines_per_chunk=PER_CHUNK)
+            for folder in (forwards, backwards)
+        ]
+        counts = sum((job.result().of("ratings.dat").counts for job in jobs), Counter[str]())
+
+    assert counts == {"stored": LINES, "duplicates": LINES}
+    assert value_of(engine, "select count(*) from interactions") == LINES
+
+
+def test_a_chunk_that_fails_leaves_nothing_behind(engine: Engine, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, MOVIETWEETINGS | {"ratings.dat": movietweetings_lines(LINES)})
+    with engine.begin() as db:
+        db.execute(text("alter table interactions add constraint spoiled check (event_id not like '%1365000250')"))
+    try:
+        with pytest.raises(Exception, match="spoiled"):
+            import_movietweetings(engine, folder, lines_per_chunk=PER_CHUNK)
+        assert rows_of(engine, CONSISTENT) == [(200, 200, 200)]
+    finally:
+        with engine.begin() as db:
+            db.execute(text("alter table interactions drop constraint spoiled"))
+
+    assert import_movietweetings(engine, folder).of("ratings.dat").counts == {"stored": LINES}
+
+
+def test_a_deadlock_costs_another_try_and_nothing_else(engine: Engine, tmp_path: Path) -> None:
+    file = DataFolder(write_folder(tmp_path, {"names.txt": b"a\nb\nc\n"})).require("names.txt", "test")
+    attempts: list[list[str]] = []
+
+    def store(db: Connection, rows: Sequence[str]) -> Counter[str]:
+        attempts.append(list(rows))
+        if len(attempts) < 3:
+            raise OperationalError("insert", {}, errors.DeadlockDetected())
+        return Counter(stored=len(rows))
+
+    report = load(engine, loading("test", file, str, store), lambda *_: None)
+
+    assert attempts == [["a", "b", "c"]] * 3
+    assert report.counts == {"stored": 3}
+
+
+def test_progress_counts_lines_up_to_all_of_them(engine: Engine, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, MOVIETWEETINGS | {"ratings.dat": movietweetings_lines(500)})
+    calls: list[Any] = []
+
+    import_movietweetings(engine, folder, lines_per_chunk=200, progress=lambda *call: calls.append(call))
+
+    assert calls == [
+        ("movies.dat", 2, 2), ("ratings.dat", 200, 500), ("ratings.dat", 400, 500), ("ratings.dat", 500, 500),
+    ]  # fmt: skip
