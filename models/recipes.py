@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from models.contracts import Arrays, Parameters, Progress, Recommender, Scores
+from models.contracts import Arrays, Parameters, Progress, Recommender, Scores, unwatched
 from models.data.dataset import Dataset
 from models.retrieval.als_hybrid import AlsHybrid, fit_als_hybrid
 from models.retrieval.content_clusters import ContentClusters, fit_content_clusters
 from models.retrieval.item_similarity import ItemSimilarity, fit_item_similarity
 from models.retrieval.popularity import Popularity, fit_popularity
+from models.two_stage import Blend, fit_blend
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,17 @@ def _content_clusters(dataset: Dataset, context: FitContext) -> Recommender:
     return fit_content_clusters(dataset, context.content, seed=context.seed, progress=context.progress)
 
 
+_BLENDED = ("popularity", "item_similarity", "als_hybrid")
+
+
+def _blend(dataset: Dataset, context: FitContext) -> Recommender:
+    def refit(earlier: Dataset) -> dict[str, Recommender]:
+        alone = replace(context, progress=unwatched, fitted={})
+        return {name: RECIPES[name].fit(earlier, alone) for name in _BLENDED}
+
+    return fit_blend(dataset, context.fitted, refit, seed=context.seed, progress=context.progress)
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -64,6 +76,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("item_similarity", _item_similarity, lambda p, a, _: ItemSimilarity.from_parts(p, a)),
         Recipe("als_hybrid", _als_hybrid, lambda p, a, _: AlsHybrid.from_parts(p, a)),
         Recipe("content_clusters", _content_clusters, lambda p, a, _: ContentClusters.from_parts(p, a)),
+        Recipe("blend", _blend, Blend.from_parts, needs=_BLENDED),
     )
 }
 """In the order in which they are fitted: a recipe comes after those it needs."""

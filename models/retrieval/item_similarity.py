@@ -28,7 +28,9 @@ LONGEST_HISTORY = 500
 
 _CHOSEN_ON_ITEMS = 1_500
 _REGULARIZATIONS = (500.0, 100.0)
-_HALF_LIVES = (None, 30.0, 7.0)
+_HALF_LIVES = (None, 90.0, 30.0)
+"""Shorter ones rank better alone (7 days: NDCG@10 0.094 → 0.114) by turning into a list of what is popular,
+which leaves the blend less to learn from them than 30 days do."""
 _DAY = 86_400.0
 
 
