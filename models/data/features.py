@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from models.contracts import Arrays, Parameters, Parts, Scores
 from models.data.dataset import ItemTable
@@ -135,15 +136,18 @@ class ContentEncoder:
 
 def fit_content_encoder(items: ItemTable, *, seed: int) -> ContentEncoder:
     """Learn vocabularies, projections and scales from a catalogue, which may lack any source or be empty."""
-    terms = {
-        name: fit_term_vectors(_bags(items, name), widest=widest, rarest=rarest, most_terms=most_terms, seed=seed)
-        for name, (widest, rarest, most_terms) in _TERM_BLOCKS.items()
-    }
+    # Many threads gain nothing on matrices this small, and lose much where cores are busy.
+    with threadpool_limits(1, "blas"):
+        terms = {
+            name: fit_term_vectors(_bags(items, name), widest=widest, rarest=rarest, most_terms=most_terms, seed=seed)
+            for name, (widest, rarest, most_terms) in _TERM_BLOCKS.items()
+        }
+        given = _fit_given_features(items.features)
     return ContentEncoder(
         terms=terms,
         creators=any(items.creators),
         timeline=_fit_timeline(items.published),
-        given=_fit_given_features(items.features),
+        given=given,
     )
 
 

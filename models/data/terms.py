@@ -17,6 +17,7 @@ from models.contracts import Scores
 
 LONGEST_TEXT = 10_000
 """Characters of a text that are read: more changes a topic little and would make one item slow."""
+LONGEST_LABEL = 200
 
 # Letters and digits with the combining marks that Python's \w leaves out (Latin accents, Hebrew and Arabic
 # points, vowel signs of the Indic and South-East Asian scripts): without them such words fall to pieces.
@@ -27,7 +28,7 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 
 def label(raw: str) -> str:
     """One spelling for a category, tag or kind; '' where nothing printable is left."""
-    folded = unicodedata.normalize("NFKC", raw).casefold()
+    folded = unicodedata.normalize("NFKC", raw[:LONGEST_LABEL]).casefold()
     return " ".join("".join(c if c.isprintable() else " " for c in folded).split())
 
 

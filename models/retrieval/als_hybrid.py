@@ -23,7 +23,8 @@ from models.data.dataset import Dataset, latest_per_pair
 from models.data.terms import unit_rows
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.item_rows import ItemRows, cosines
-from models.retrieval.tuning import Mix, choose_mix, hold_out_newest
+from models.retrieval.popularity_kinds import choose_kind
+from models.retrieval.tuning import DEFAULT_TREND_WEIGHT, Mix, Trial, choose_mix, hold_out_in_turn
 
 FACTORS = 32
 ITERATIONS = 15
@@ -203,7 +204,7 @@ def fit_als_hybrid(dataset: Dataset, content: Scores, *, seed: int, progress: Pr
     with threadpool_limits(1, "blas"):
         progress("als_hybrid: choosing confidence and weights", 0.0)
         confidence, mix = _choose(dataset, content, seed, progress)
-        progress("als_hybrid: factorising everything", 0.7)
+        progress("als_hybrid: factorising everything", 0.8)
         fitted = _fit(dataset, content, confidence, seed)
     progress("als_hybrid: done", 1.0)
     return replace(
@@ -215,19 +216,19 @@ def fit_als_hybrid(dataset: Dataset, content: Scores, *, seed: int, progress: Pr
 
 
 # Weights of factors and content.
-_DEFAULT_MIX = Mix((1.0, 0.25), trend_weight=0.1, half_life=30.0)
+_DEFAULT_WEIGHTS = (1.0, 0.25)
 _CHOICES = ((1.0, 0.0), (1.0, 0.1), (1.0, 0.25), (1.0, 0.5), (1.0, 1.0))
 
 
 def _choose(dataset: Dataset, content: Scores, seed: int, progress: Progress) -> tuple[Confidence, Mix]:
-    held_out = hold_out_newest(dataset, seed=seed)
-    if not held_out.is_telling:
-        return Confidence(graded=True), _DEFAULT_MIX
+    held_out, kind = hold_out_in_turn(dataset, seed=seed), choose_kind(dataset)
+    if not held_out:
+        return Confidence(graded=True), Mix(_DEFAULT_WEIGHTS, DEFAULT_TREND_WEIGHT, kind)
     tried = []
     for confidence in (Confidence(graded=True), Confidence(graded=False)):
-        fitted = _fit(held_out.earlier, content, confidence, seed)
-        tried.append((confidence, choose_mix(held_out, partial(_halves, fitted), _CHOICES)))
-        progress("als_hybrid: choosing confidence and weights", 0.35 * len(tried))
+        trials = [Trial(part, partial(_halves, _fit(part.earlier, content, confidence, seed))) for part in held_out]
+        tried.append((confidence, choose_mix(trials, kind, _CHOICES)))
+        progress("als_hybrid: choosing confidence and weights", 0.4 * len(tried))
     return max(tried, key=lambda choice: choice[1].ndcg or 0.0)
 
 

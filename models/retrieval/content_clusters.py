@@ -22,7 +22,8 @@ from models.data.dataset import Dataset
 from models.data.terms import label, unit_rows
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.item_rows import ItemRows, cosines
-from models.retrieval.tuning import Mix, choose_mix, hold_out_newest
+from models.retrieval.popularity_kinds import choose_kind
+from models.retrieval.tuning import DEFAULT_TREND_WEIGHT, Mix, Trial, choose_mix, hold_out_in_turn
 
 SHARPNESS = 8.0
 """How strongly the nearest cluster outweighs the next: memberships are softmax(SHARPNESS · cosine)."""
@@ -217,16 +218,17 @@ def fit_content_clusters(dataset: Dataset, content: Scores, *, seed: int, progre
 
 
 # Weights of the nearest cluster and of the closest item.
-_DEFAULT_MIX = Mix((1.0, 1.0), trend_weight=0.1, half_life=30.0)
+_DEFAULT_WEIGHTS = (1.0, 1.0)
 _CHOICES = ((1.0, 0.25), (1.0, 1.0), (0.5, 0.5), (0.25, 1.0), (0.25, 0.25))
 
 
 def _choose_mix(dataset: Dataset, content: Scores, seed: int) -> Mix:
-    held_out = hold_out_newest(dataset, seed=seed)
-    if not held_out.is_telling:
-        return _DEFAULT_MIX
-    places = _fit_places(held_out.earlier, content, seed)
-    return choose_mix(held_out, partial(_nearness, places), _CHOICES)
+    held_out, kind = hold_out_in_turn(dataset, seed=seed), choose_kind(dataset)
+    if not held_out:
+        return Mix(_DEFAULT_WEIGHTS, DEFAULT_TREND_WEIGHT, kind)
+    # Places move little with time: those of the first moment serve all, and look ahead of none.
+    places = _fit_places(held_out[0].earlier, content, seed)
+    return choose_mix([Trial(part, partial(_nearness, places)) for part in held_out], kind, _CHOICES)
 
 
 def _nearness(places: ContentClusters, history: History) -> NDArray[np.float32]:
@@ -266,28 +268,34 @@ def _fit_places(dataset: Dataset, content: Scores, seed: int) -> ContentClusters
 
 
 def _statistics(dataset: Dataset) -> Scores:
-    """float32[n, 2]: mean rating, drawn to the overall mean by five imagined ratings, and log popularity."""
+    """float32[n, 2]: mean rating, drawn to the overall mean by five imagined ratings, and log popularity.
+
+    An item that nobody met has the mean of the others, as an item that arrives later has: nobody judged it.
+    """
     interactions, n = dataset.interactions, dataset.n_items
     rated = np.isfinite(interactions.values)
     items, values = interactions.items[rated], interactions.values[rated].astype(np.float64)
     overall = values.mean() if len(values) else 0.0
     ratings = (np.bincount(items, values, minlength=n) + 5 * overall) / (np.bincount(items, minlength=n) + 5)
-    popularity = np.log1p(np.bincount(interactions.items, minlength=n))
-    return np.stack([ratings, popularity], axis=1).astype(np.float32)
+    counts = np.bincount(interactions.items, minlength=n)
+    statistics = np.stack([ratings, np.log1p(counts)], axis=1)
+    if counts.any():
+        statistics[counts == 0] = statistics[counts > 0].mean(axis=0)
+    return statistics.astype(np.float32)
 
 
 def _scaled(content: Scores, statistics: Scores) -> ItemEncoder:
     """An encoder without layers: content keeps the proportions of its blocks, the statistics get their share."""
     features = np.hstack([content, statistics]).astype(np.float64)
-    if len(features) == 0:
-        return ItemEncoder(np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32), ())
+    columns = features.shape[1]
+    if len(features) < 2:
+        return ItemEncoder(np.zeros(columns, np.float32), np.ones(columns, np.float32), ())
     variances = features.var(axis=0)
-    total = variances[:-2].sum() or 1.0
-    width = max(1, content.shape[1])
+    width, total = columns - 2, variances[:-2].sum()
     # Columns have variance 1 on average, which is what the network's initial weights are made for.
-    scale = np.full(features.shape[1], np.sqrt(width / total))
-    share = STATISTICS_SHARE / (1 - STATISTICS_SHARE) * width / 2
-    scale[-2:] = np.sqrt(share / np.maximum(variances[-2:], 1e-6))
+    scale = np.full(columns, np.sqrt(width / total) if total > 0 else 1.0)
+    share = STATISTICS_SHARE / (1 - STATISTICS_SHARE) * max(1, width) / 2
+    scale[-2:] = np.where(variances[-2:] > 1e-9, np.sqrt(share / np.maximum(variances[-2:], 1e-9)), 0.0)
     return ItemEncoder(features.mean(axis=0).astype(np.float32), scale.astype(np.float32), ())
 
 

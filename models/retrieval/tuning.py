@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from models.contracts import History, Parameters, Positions, Scores
 from models.data.dataset import Dataset
-from models.data.splits import split_by_time
+from models.data.splits import Split, rolling_splits, split_by_time
+from models.retrieval.popularity_kinds import Kind, masses
 
-DAY = 86_400.0
-HALF_LIVES = (1.0, 3.0, 7.0, 30.0, 90.0)
-"""Days after which an interaction counts half in a trend: tweets and news at one end, a film library at the other."""
-TREND_WEIGHTS = (0.1, 0.25, 0.5, 1.0)
+DEFAULT_TREND_WEIGHT = 0.25
+TREND_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 _HELD_OUT = 0.1
+_CUTS = (0.7, 0.8, 0.9)
+"""Moments to choose at: what one moment favours is partly chance."""
 _FEWEST_CASES = 30
 """Below this a choice would be noise: the defaults stand."""
-_MOST_CASES = 1_200
-_MOST_SCORES = 15_000_000
-"""Cases × items: bounds the time of a choice on a large catalogue (some ten seconds)."""
+_MOST_CASES = 2_000
+_POOL = 200
+"""Items of each signal that a mix may rank: whatever makes its top ten is among the best of some signal."""
 _CUT = 10
 
 
@@ -52,71 +53,88 @@ class Mix(NamedTuple):
     """What each signal weighs in a score.
 
     weights:      one per signal of the recommender's own
-    trend_weight: of `trend(dataset, half_life)`
+    trend_weight: of `trend(dataset, kind)`
+    kind:         how a trend counts
     ndcg:         NDCG@10 on the held-out cases; None where there were too few to choose by
     """
 
     weights: tuple[float, ...]
     trend_weight: float
-    half_life: float
+    kind: Kind
     ndcg: float | None = None
 
     def prior(self, dataset: Dataset) -> Scores:
         """float32[n_items]: the weighted trend at the end of the dataset."""
-        return np.float32(self.trend_weight) * trend(dataset, self.half_life)
+        return np.float32(self.trend_weight) * trend(dataset, self.kind)
 
     def figures(self) -> Parameters:
         """For the manifest: what was chosen, and how well it did."""
-        return {**self._asdict(), "weights": list(self.weights)}
+        return {**self._asdict(), "weights": list(self.weights), "kind": self.kind.label}
+
+
+class Trial(NamedTuple):
+    """A moment to choose at, and float32[s, n_items] of a history by a recommender fitted on what came before."""
+
+    held_out: HeldOut
+    signals: Callable[[History], NDArray[np.float32]]
 
 
 def hold_out_newest(dataset: Dataset, *, seed: int) -> HeldOut:
     """Cut off the newest tenth; targets are the items first met there and not disliked."""
-    earlier, later = split_by_time(dataset, later_share=_HELD_OUT)
-    histories = earlier.histories()
-    kept = later.take(later.signs >= 0)
+    return _held_out(split_by_time(dataset, later_share=_HELD_OUT), _MOST_CASES, seed)
+
+
+def hold_out_in_turn(dataset: Dataset, *, seed: int) -> list[HeldOut]:
+    """The same at three moments, each foretelling a tenth; only those with enough cases to choose by."""
+    splits = rolling_splits(dataset, _CUTS, later_share=_HELD_OUT)
+    tried = [_held_out(split, _MOST_CASES // len(_CUTS), seed) for split in splits]
+    return [held_out for held_out in tried if held_out.is_telling]
+
+
+def _held_out(split: Split, most_cases: int, seed: int) -> HeldOut:
+    histories = split.earlier.histories()
+    kept = split.later.take(split.later.signs >= 0)
     by_user = np.argsort(kept.users, kind="stable")
     users, starts = np.unique(kept.users[by_user], return_index=True)
     cases = [
         Case(histories[user], targets)
-        for user, items in zip(users, np.split(kept.items[by_user], starts[1:]), strict=True)
+        for user, items in zip(users, np.split(kept.items[by_user], starts[1:]), strict=False)
         if len(histories[user]) and len(targets := np.setdiff1d(items, histories[user].positions))
     ]
-    most = max(_FEWEST_CASES, min(_MOST_CASES, _MOST_SCORES // max(1, dataset.n_items)))
-    chosen = np.random.default_rng(seed).permutation(len(cases))[:most]
-    return HeldOut(earlier, [cases[case] for case in chosen])
+    chosen = np.random.default_rng(seed).permutation(len(cases))[:most_cases]
+    return HeldOut(split.earlier, [cases[case] for case in chosen])
 
 
-def choose_mix(
-    held_out: HeldOut,
-    signals: Callable[[History], NDArray[np.float32]],
-    choices: Sequence[tuple[float, ...]],
-) -> Mix:
-    """The mix of signals and trend that ranks highest what users did next.
+def choose_mix(trials: Sequence[Trial], kind: Kind, choices: Sequence[tuple[float, ...]]) -> Mix:
+    """The mix of signals and trend that ranks highest what users did next, over all cases of all trials.
 
-    signals: a history → float32[s, n_items]
-    choices: weights of the s signals, each tried without a trend and with every trend; the first of equals wins
+    choices: weights of the s signals, each tried with every weight of the trend; the first of equals wins
     """
-    trends = np.stack([trend(held_out.earlier, half_life) for half_life in HALF_LIVES])
-    options = [(weights, 0.0, HALF_LIVES[-1]) for weights in choices]
-    options += list(product(choices, TREND_WEIGHTS, HALF_LIVES))
-    mixes = np.stack([_row(*option) for option in options])
-    gained = np.zeros(len(options))
-    for history, targets in held_out.cases:
-        scores = mixes @ np.vstack([signals(history), trends])
-        scores[:, history.positions] = -np.inf
-        gained += ndcg(scores, targets)
-    best = int(gained.argmax())
-    return Mix(*options[best], ndcg=float(gained[best] / len(held_out.cases)))
+    options = list(product(choices, TREND_WEIGHTS))
+    mixes = np.array([(*weights, trend_weight) for weights, trend_weight in options], np.float32)
+    gained = np.sum([_gained(trial, mixes, trend(trial.held_out.earlier, kind)) for trial in trials], axis=0)
+    mean = gained / sum(len(trial.held_out.cases) for trial in trials)
+    best = int(mean.argmax())
+    return Mix(*options[best], kind=kind, ndcg=float(mean[best]))
 
 
-def _row(weights: tuple[float, ...], trend_weight: float, half_life: float) -> NDArray[np.float32]:
-    """float32[s + trends]"""
-    trends = [trend_weight if half_life == tried else 0.0 for tried in HALF_LIVES]
-    return np.array([*weights, *trends], np.float32)
+def _gained(trial: Trial, mixes: NDArray[np.float32], trending: Scores) -> NDArray[np.float64]:
+    """float64[k]: NDCG@10 of each of float32[k, s + 1] mixes, summed over the cases."""
+    gained = np.zeros(len(mixes))
+    for history, targets in trial.held_out.cases:
+        signals = np.vstack([trial.signals(history), trending])
+        pool = np.setdiff1d(np.concatenate([_best(signals), targets]), history.positions)
+        gained += ndcg(mixes @ signals[:, pool], np.searchsorted(pool, targets))
+    return gained
 
 
-def ndcg(scores: NDArray[np.float32], targets: Positions) -> NDArray[np.float64]:
+def _best(signals: NDArray[np.float32]) -> Positions:
+    """int32[≤ s · _POOL]: the items that lead in any of the signals."""
+    size = min(_POOL, signals.shape[1])
+    return np.asarray(np.unique(np.argpartition(-signals, size - 1, axis=1)[:, :size]), np.int32)
+
+
+def ndcg(scores: NDArray[np.float32], targets: NDArray[np.integer]) -> NDArray[np.float64]:
     """float64[k]: NDCG@10 of each row of float32[k, n_items]; ties count against the target.
 
     The gain is 1 for each target (Järvelin and Kekäläinen 2002).
@@ -127,8 +145,6 @@ def ndcg(scores: NDArray[np.float32], targets: Positions) -> NDArray[np.float64]
     return np.asarray(gains / ideal)
 
 
-def trend(dataset: Dataset, half_life: float) -> Scores:
-    """float32[n_items]: log(1 + interactions), each halved for every `half_life` days before the last one."""
-    age = (dataset.ends_at - dataset.interactions.timestamps) / DAY
-    counts = np.bincount(dataset.interactions.items, 0.5 ** (age / half_life), minlength=dataset.n_items)
-    return np.log1p(counts).astype(np.float32)
+def trend(dataset: Dataset, kind: Kind) -> Scores:
+    """float32[n_items]: log(1 + popularity), so that it adds to a taste as odds do."""
+    return np.log1p(masses(dataset, kind)).astype(np.float32)
