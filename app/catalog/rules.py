@@ -64,8 +64,13 @@ class Promotion:
         return (
             self.window.contains(at)
             and (not self.categories or bool(set(self.categories) & set(asked)))
-            and (self.max_impressions is None or self.impressions < self.max_impressions)
+            and not self.is_capped
         )
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether it was shown as often as it may be."""
+        return self.max_impressions is not None and self.impressions >= self.max_impressions
 
 
 @dataclass(frozen=True, slots=True)

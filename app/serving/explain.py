@@ -20,7 +20,7 @@ class Explanation:
     """What each step made of one item for one user.
 
     position:   in the first page of `limit` items; None where it would not be shown
-    removed_by: blocked, seen, below_cut, not_retrieved; None where it is shown
+    removed_by: blocked, seen, capped, below_cut, not_retrieved; None where it is shown
     sources:    every recommender's score and rank (from 1, among what the request allows), None without opinion
     rules:      blocks and promotions on the item that are in force for this user
     weights:    of the learned combination, where the release has one
@@ -59,18 +59,22 @@ def explain(context: UserContext, inventory: Inventory, item_id: str, *, limit: 
         release=ranked.release,
         shown=shown,
         position=position if shown else None,
-        removed_by=None if shown else _removed_by(context, rules, row, position),
+        removed_by=None if shown else _removed_by(context, inventory, rules, row, position),
         sources=_sources(inventory, query, row),
         rules=rules,
         weights=_weights(inventory),
     )
 
 
-def _removed_by(context: UserContext, rules: list[dict[str, Any]], row: int, position: int | None) -> str:
+def _removed_by(
+    context: UserContext, inventory: Inventory, rules: list[dict[str, Any]], row: int, position: int | None
+) -> str:
     if any(rule["rule"] == "block" for rule in rules):
         return "blocked"
     if context.view is not None and row in context.view.seen:
         return "seen"
+    if any(promotion.item_row == row and promotion.is_capped for promotion in inventory.rules.promotions):
+        return "capped"
     return "below_cut" if position is not None else "not_retrieved"
 
 

@@ -90,7 +90,7 @@ class Pipeline:
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
         pinned = replace(pinned, remaining=still_showable(pinned.remaining, query, inventory))
-        if len(pinned.remaining) < ask.limit:
+        if len(pinned.remaining) <= ask.limit:
             pinned = extended(pinned, ask, context, inventory)
         return self._answer(ask, pinned, inventory, query)
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from app.errors import Invalid
 from app.settings import Settings
+from app.storage.release_files import current_id
 from app.training import releases
-from app.training.extract import extract
-from models.evaluation.leaderboard import evaluate_recipes
-from models.training import fit_recipes
+from app.training.extract import Extracted, extract
+from models import artifacts
+from models.artifacts import ArtifactError
+from models.evaluation.leaderboard import Leaderboard, evaluate_recipes, routed_metrics
+from models.training import FittedRelease, fit_recipes
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """Boost, diversity and pins, on slates small enough to see the right answer."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,7 +68,7 @@ def test_diversified_scores_never_rise_and_nothing_is_lost(
     arranged = diversified(slate, [(name,) for name in names[: len(slate)]], diversity, 5)
     assert sorted(rows(arranged)) == rows(slate)
     new_scores = [item.score for item in arranged]
-    assert all(a >= b - 1e-9 for a, b in zip(new_scores, new_scores[1:], strict=False))
+    assert all(a >= b - 1e-9 for a, b in pairwise(new_scores))
 
 
 def test_a_pin_takes_its_position_and_the_rest_moves_down() -> None:
