@@ -158,6 +158,13 @@ class ViewWriter:
         if wait:
             time.sleep(max(0.0, change.settled_at - time.monotonic()))
 
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Deletes what the cache still names these users by; `changing` has emptied it before."""
+        try:
+            self._cache.delete(*(view_key(self._version or "", user) for user in user_ids))
+        except (RedisError, OSError) as error:
+            self._cache_failed(CacheAway(str(error)))
+
     def _open(self, db: Connection, alone: bool) -> str:
         settings = {"idle": f"{IDLE_SECONDS}s", "lock": ERASURE_LOCK, "alone": alone}
         version: str = db.exec_driver_sql(OPEN, settings).one().version
