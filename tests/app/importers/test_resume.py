@@ -20,8 +20,10 @@ from psycopg2 import errors
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
+from app.importers import ledger
 from app.importers.bulk_load import load, loading
 from app.importers.files import DataFolder
+from app.importers.ledger import Source
 from app.importers.movietweetings import import_movietweetings
 from app.importers.report import ImportReport
 from tests.app.importers.datasets import MOVIETWEETINGS, movietweetings_lines, rows_of, value_of, write_folder
@@ -56,6 +58,9 @@ def test_an_import_killed_in_the_middle_goes_on_where_it_stopped(
     command = [sys.executable, "-c", CHILD, postgres_url, str(folder), str(PER_CHUNK)]
 
     killed = [_run_and_kill(command, after_chunks=3) for _ in range(2)]
+    with engine.begin() as db:
+        # A commit that was sent before the kill may still be on its way.
+        db.execute(text("select from imports for update"))
     done, interactions, event_ids = rows_of(engine, CONSISTENT)[0]
     report = import_movietweetings(engine, folder, lines_per_chunk=PER_CHUNK).of("ratings.dat")
 
@@ -100,6 +105,44 @@ def test_two_imports_of_one_file_share_the_work(engine: Engine, tmp_path: Path) 
     assert max(report.of("ratings.dat").counts["stored"] for report in reports) == LINES
     assert value_of(engine, "select max(row) + 1 - count(*) from users") == 0
     assert value_of(engine, "select count(distinct shift_seconds) from imports where shift_seconds is not null") == 1
+
+
+class _Stopped(Exception):
+    """An import that ends early, as its progress decides."""
+
+
+def test_an_import_goes_on_behind_what_another_one_did_meanwhile(engine: Engine, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, MOVIETWEETINGS | {"ratings.dat": movietweetings_lines(1_000)})
+    told: list[int] = []
+
+    def stop_at_450(what: str, done: int, total: int) -> None:
+        if (what, done) == ("ratings.dat", 450):
+            raise _Stopped
+
+    def another_begins(what: str, done: int, total: int) -> None:
+        told.append(done)
+        if (what, done) == ("ratings.dat", 200):
+            with pytest.raises(_Stopped):
+                import_movietweetings(engine, folder, lines_per_chunk=250, progress=stop_at_450)
+        if (what, done) == ("ratings.dat", 600):
+            import_movietweetings(engine, folder, lines_per_chunk=100)
+
+    report = import_movietweetings(engine, folder, lines_per_chunk=200, progress=another_begins)
+
+    # 2 movies; then 200, and the other one up to 450: 400 is behind already.
+    assert told == [2, 200, 450, 600, 1_000, 1_000]
+    assert report.of("ratings.dat").counts == {"stored": 1_000}
+    assert rows_of(engine, CONSISTENT) == [(1_000, 1_000, 1_000)]
+
+
+def test_times_are_not_shifted_once_some_rows_are_in(engine: Engine) -> None:
+    source = Source("test/ratings.dat", "f00d")
+    ledger.open_entry(engine, source)
+    with engine.begin() as db:
+        before = ledger.lock_entry(db, source)
+        ledger.advance(db, source, before, lines_done=5, counts=Counter(stored=5), bad_by_reason=Counter())
+
+    assert ledger.decide_shift(engine, source, 60.0).shift_seconds is None
 
 
 def test_files_that_overlap_run_side_by_side(engine: Engine, tmp_path: Path) -> None:
