@@ -115,8 +115,8 @@ def evaluate(
     with opened() as (settings, engine), progress_bar() as progress:
         board = leaderboard(engine, settings, seed=seed, progress=progress)
     if markdown is not None:
-        markdown.write_text(board.markdown(), "utf-8")
-    Console().print(board.markdown(), markup=False, highlight=False, soft_wrap=True)
+        markdown.write_text(board.as_markdown(), "utf-8")
+    Console().print(board.as_markdown(), markup=False, highlight=False, soft_wrap=True)
 
 
 @imports.command("movielens")

@@ -67,7 +67,8 @@ def many(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def json_answer(content: Any, status: int = 200) -> Response:
     """orjson bytes; aware times become RFC 3339 with Z."""
-    body = orjson.dumps(content, option=orjson.OPT_UTC_Z)
+    # NON_STR_KEYS: SQLAlchemy names the columns of a row by a subclass of str.
+    body = orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
     return Response(body, status, media_type="application/json")
 
 

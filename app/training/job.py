@@ -18,7 +18,8 @@ from app.training import releases
 from app.training.extract import Extracted, extract
 from models import artifacts
 from models.artifacts import ArtifactError
-from models.evaluation.leaderboard import Leaderboard, evaluate_recipes, routed_metrics
+from models.evaluation.evaluate import evaluate as evaluate_recipes
+from models.evaluation.leaderboard import Leaderboard
 from models.training import FittedRelease, fit_recipes
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def train(
     dataset = extracted.dataset
     metrics = {}
     if evaluate:
-        metrics = routed_metrics(evaluate_recipes(dataset, seed=seed, progress=partial(progress, "evaluate")))
+        metrics = _metrics(evaluate_recipes(dataset, seed=seed, progress=partial(progress, "evaluate")))
     fitted = fit_recipes(dataset, seed=seed, progress=partial(progress, "fit"))
     release_id = releases.new_release_id()
     progress("release", "save", 0.0)
@@ -123,6 +124,15 @@ def _save(folder: Path, fitted: FittedRelease, extracted: Extracted, metrics: di
         data_window=(float(timestamps[0]), float(timestamps[-1])),
         metrics=metrics,
     )
+
+
+def _metrics(board: Leaderboard) -> dict[str, float]:
+    """NDCG@10 of the service as it routes, for all, warm and cold users, and of all-time popularity beside it."""
+    measured = {GATE_METRIC: board.row("routed")}
+    for users in ("warm", "cold"):
+        measured[f"{GATE_METRIC} {users}"] = board.row("routed", users)
+    measured[f"{GATE_METRIC} of all-time popularity"] = board.row("popularity all")
+    return {name: row.ndcg.mean for name, row in measured.items()}
 
 
 def _gate(releases_dir: Path, metrics: dict[str, float]) -> str:
