@@ -26,8 +26,9 @@ import redis
 
 from app.storage.embedded import EmbeddedServers, EmbeddedServersError, embedded_servers, running_pids
 from app.storage.embedded.folders import embedded_folder, known_postgres_home, socket_folder
+from app.storage.embedded.locks import EXCLUSIVE, open_lock, try_lock, wait_for_lock
 from app.storage.embedded.postgres import installed_package
-from app.storage.embedded.processes import has_arguments
+from app.storage.embedded.processes import has_arguments, spawn
 
 PROJECT = Path(__file__).parents[3]
 SERVERS = {"supervisor", "postgres", "valkey"}
@@ -120,7 +121,7 @@ def query(servers: EmbeddedServers, statement: str) -> Any:
         return cursor.fetchone() if cursor.description else None
 
 
-def cache(servers: EmbeddedServers) -> "redis.Redis[str]":
+def cache(servers: EmbeddedServers) -> redis.Redis:
     return redis.Redis.from_url(servers.redis_url, decode_responses=True)
 
 
@@ -132,7 +133,7 @@ def remember(servers: EmbeddedServers) -> None:
 
 def remembers(servers: EmbeddedServers) -> bool:
     with cache(servers) as client:
-        return bool(query(servers, "SELECT answer FROM memory") == (42,) and client.get("answer") == "42")
+        return bool((query(servers, "SELECT answer FROM memory"), client.get("answer")) == ((42,), "42"))
 
 
 def both_answer(servers: EmbeddedServers) -> bool:
@@ -364,6 +365,20 @@ def test_a_zombie_is_not_taken_for_a_server() -> None:
         process.wait()
 
 
+def test_a_data_lock_is_free_only_once_the_server_and_its_children_are_gone(tmp_path: Path) -> None:
+    ours = open_lock(tmp_path / "lock")
+    assert try_lock(ours, EXCLUSIVE)
+    orphaning: list[str | Path] = ["/bin/sh", "-c", 'sleep 300 & echo $! > "$1"', "sh", tmp_path / "child"]
+    server = spawn(orphaning, account=None, log=tmp_path / "log", lock=ours, signal_on_orphaning=signal.SIGTERM)
+    os.close(ours)
+    server.wait(PATIENCE_S)
+    next_one = open_lock(tmp_path / "lock")
+    assert not try_lock(next_one, EXCLUSIVE)
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert wait_for_lock(next_one, EXCLUSIVE, PATIENCE_S)
+    os.close(next_one)
+
+
 def test_long_and_odd_paths_are_served(data_dir: Path) -> None:
     deep = data_dir / 'it\'s a "long" path, 100%' / ("x" * 120) / ("y" * 120)
     with embedded_servers(deep) as servers:
@@ -454,15 +469,19 @@ def test_a_closed_parent_stays_closed_and_the_data_goes_elsewhere(
 
 
 @needs_root
-def test_temporary_data_stays_temporary_and_is_removed_once_abandoned(tmp_path: Path) -> None:
+def test_temporary_data_stays_temporary_and_is_removed_once_abandoned(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(data_dir))
+    closed = data_dir / "closed"
+    closed.mkdir(mode=0o700)
     homes = []
     for name in ("first", "second"):
-        with embedded_servers(tmp_path / name):  # pytest's folders are closed
-            homes.append(known_postgres_home(tmp_path / name / "embedded"))
-        shutil.rmtree(tmp_path / name)
-    assert all(home.is_relative_to(tempfile.gettempdir()) for home in homes)
+        with embedded_servers(closed / name):
+            homes.append(known_postgres_home(closed / name / "embedded"))
+        shutil.rmtree(closed / name)
+    assert {home.parent for home in homes} == {data_dir}
     assert [home.exists() for home in homes] == [False, True]
-    shutil.rmtree(homes[1])
 
 
 @needs_root
