@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import ARRAY, Connection, Text, cast, func, select, text, update
 
 from app.catalog import rows, versions
 from app.errors import NotFound
@@ -112,7 +112,7 @@ def page(
     items = tables.items
     statement = select(items.c.row, *COLUMNS).where(items.c.row > after_row, items.c.deleted_at.is_(None))
     if category is not None:
-        statement = statement.where(items.c.categories.contains([category]))
+        statement = statement.where(items.c.categories.bool_op("@>")(cast([category], ARRAY(Text))))
     if kind is not None:
         statement = statement.where(items.c.kind == kind)
     return [dict(found) for found in db.execute(statement.order_by(items.c.row).limit(limit)).mappings()]

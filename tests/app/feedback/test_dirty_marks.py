@@ -168,6 +168,51 @@ class TestRaces:
         read_view("ann")
         assert read_view("ann").interactions == 1
 
+    def test_nor_where_the_mark_was_evicted_before_the_commit(
+        self, engine: Engine, cache: redis.Redis, read_view: ReadView, key: Callable[[], str], monkeypatch: Any
+    ) -> None:
+        """The rebuild finds neither mark nor generation, reads the old past, and installs after the clearing."""
+        install, late = user_state._install, []
+        monkeypatch.setattr(user_state, "_install", lambda *arguments: late.append(arguments))
+        commit = engine.dialect.do_commit
+
+        def evict_and_rebuild(connection: object) -> None:
+            monkeypatch.setattr(engine.dialect, "do_commit", commit)
+            cache.delete(key())
+            read_view("ann")
+            commit(connection)
+
+        monkeypatch.setattr(engine.dialect, "do_commit", evict_and_rebuild)
+        change(engine, cache)
+        [arguments] = late
+        assert install(*arguments) is False
+        monkeypatch.undo()
+        assert read_view("ann").interactions == 1
+
+    def test_a_rebuild_that_met_a_mark_halfway_leaves_nothing_for_after_a_crash(
+        self, engine: Engine, cache: redis.Redis, read_view: ReadView, key: Callable[[], str], monkeypatch: Any
+    ) -> None:
+        """It saw an empty hash, then planted on the mark's generation, then read before the commit. The writer dies
+        after its commit, and the mark's lease ends: what was installed meanwhile would be used."""
+        plant = user_state._plant
+        monkeypatch.setattr(ViewWriter, "_finish", crash)
+        commit = engine.dialect.do_commit
+
+        def rebuild_then_commit(connection: object) -> None:
+            monkeypatch.setattr(engine.dialect, "do_commit", commit)
+            monkeypatch.setattr(user_state, "_plant", lambda cache, key, _: plant(cache, key, None))
+            monkeypatch.setattr(user_state, "interpret", lambda *_: user_state.View(None, None, True))
+            read_view("ann")
+            commit(connection)
+
+        monkeypatch.setattr(engine.dialect, "do_commit", rebuild_then_commit)
+        change(engine, cache, expect=Crash)
+        monkeypatch.undo()
+        for name in cache.hgetall(key()):
+            if name.startswith(b"d:"):
+                cache.hset(key(), name, "0")
+        assert read_view("ann").interactions == 1
+
     def test_a_new_cache_version_at_any_moment_leaves_no_old_view(
         self, engine: Engine, cache: redis.Redis, read_view: ReadView
     ) -> None:

@@ -1,0 +1,30 @@
+"""The service on real servers, as its lifespan builds it, without a release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+
+
+@pytest.fixture
+def client(postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[TestClient]:
+    settings = Settings(DATABASE_URL=postgres_url, REDIS_URL=redis_url, data_dir=tmp_path)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def lasting_client(
+    new_database: Callable[[], str], redis_server_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestClient]:
+    """The same, once for all tests that leave nothing behind: requests that are refused."""
+    folder = tmp_path_factory.mktemp("data")
+    settings = Settings(DATABASE_URL=new_database(), REDIS_URL=redis_server_url, data_dir=folder)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+        yield opened
