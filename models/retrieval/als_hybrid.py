@@ -32,9 +32,12 @@ REGULARIZATION = 30.0
 ALPHA = 10.0
 """Confidence of a plain like against 1 for an item never met (Hu et al., section 4)."""
 RIDGE = 10.0
-CONTENT_WIDTH = 48
-"""Content dimensions kept: what a dot product over them costs per request halves, the cosines hardly move."""
+CONTENT_WIDTH = 32
+"""Content dimensions kept: the dot product of a request costs half of what all would, and 90 % of the
+squared length stays."""
 LONGEST_HISTORY = 500
+CONCESSION = 0.01
+"""What the choice of weights may give up for less trend: differences below it are chance."""
 RECENCY = 10.0
 """Entries after which a liked item counts half in the content profile."""
 
@@ -215,6 +218,13 @@ def fit_als_hybrid(dataset: Dataset, content: Scores, *, seed: int, progress: Pr
     )
 
 
+def refit_als_hybrid(like: AlsHybrid, dataset: Dataset, content: Scores, *, seed: int) -> AlsHybrid:
+    """Fit other data by the choices of one fitted before, without its trend, which is the same for everyone."""
+    with threadpool_limits(1, "blas"):
+        fitted = _fit(dataset, content, like.confidence, seed)
+    return replace(fitted, content_weight=like.content_weight, chosen=like.chosen)
+
+
 # Weights of factors and content.
 _DEFAULT_WEIGHTS = (1.0, 0.25)
 _CHOICES = ((1.0, 0.0), (1.0, 0.1), (1.0, 0.25), (1.0, 0.5), (1.0, 1.0))
@@ -227,7 +237,7 @@ def _choose(dataset: Dataset, content: Scores, seed: int, progress: Progress) ->
     tried = []
     for confidence in (Confidence(graded=True), Confidence(graded=False)):
         trials = [Trial(part, partial(_halves, _fit(part.earlier, content, confidence, seed))) for part in held_out]
-        tried.append((confidence, choose_mix(trials, kind, _CHOICES)))
+        tried.append((confidence, choose_mix(trials, kind, _CHOICES, concession=CONCESSION)))
         progress("als_hybrid: choosing confidence and weights", 0.4 * len(tried))
     return max(tried, key=lambda choice: choice[1].ndcg or 0.0)
 

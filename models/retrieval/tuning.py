@@ -105,17 +105,22 @@ def _held_out(split: Split, most_cases: int, seed: int) -> HeldOut:
     return HeldOut(split.earlier, [cases[case] for case in chosen])
 
 
-def choose_mix(trials: Sequence[Trial], kind: Kind, choices: Sequence[tuple[float, ...]]) -> Mix:
-    """The mix of signals and trend that ranks highest what users did next, over all cases of all trials.
+def choose_mix(trials: Sequence[Trial], kind: Kind, choices: Sequence[tuple[float, ...]], *, concession: float) -> Mix:
+    """The mix least led by the trend among those that rank nearly best what users did next.
 
-    choices: weights of the s signals, each tried with every weight of the trend; the first of equals wins
+    Popularity has a recommender of its own: what a personal one adds is the rest.
+
+    choices:    weights of the s signals, each tried with every weight of the trend
+    concession: share of the best NDCG@10, over all cases of all trials, that may be given up for it
     """
     options = list(product(choices, TREND_WEIGHTS))
     mixes = np.array([(*weights, trend_weight) for weights, trend_weight in options], np.float32)
     gained = np.sum([_gained(trial, mixes, trend(trial.held_out.earlier, kind)) for trial in trials], axis=0)
     mean = gained / sum(len(trial.held_out.cases) for trial in trials)
-    best = int(mean.argmax())
-    return Mix(*options[best], kind=kind, ndcg=float(mean[best]))
+    led_by_trend = mixes[:, -1] / mixes.sum(axis=1)
+    near = np.flatnonzero(mean >= (1 - concession) * mean.max())
+    chosen = min(near.tolist(), key=lambda option: (led_by_trend[option], -mean[option]))
+    return Mix(*options[chosen], kind=kind, ndcg=float(mean[chosen]))
 
 
 def _gained(trial: Trial, mixes: NDArray[np.float32], trending: Scores) -> NDArray[np.float64]:

@@ -53,10 +53,23 @@ def test_the_signal_that_knows_best_gets_the_weight(dataset: Dataset) -> None:
         return np.stack([~own, own]).astype(np.float32)
 
     trials = [Trial(held_out, signals) for held_out in hold_out_in_turn(dataset, seed=1)]
-    mix = choose_mix(trials, Kind("all"), [(1.0, 0.0), (0.0, 1.0)])
+    mix = choose_mix(trials, Kind("all"), [(1.0, 0.0), (0.0, 1.0)], concession=0.0)
     assert mix.weights == (0.0, 1.0)
     assert mix.ndcg is not None
     assert mix.ndcg > 0.3
+
+
+def test_a_concession_buys_less_trend(dataset: Dataset) -> None:
+    trials = [
+        Trial(held_out, lambda _history: np.zeros((1, N_ITEMS), np.float32))
+        for held_out in hold_out_in_turn(dataset, seed=1)
+    ]
+    best = choose_mix(trials, Kind("all"), [(1.0,)], concession=0.0)
+    least = choose_mix(trials, Kind("all"), [(1.0,)], concession=1.0)
+    assert best.trend_weight > least.trend_weight == 0
+    assert best.ndcg is not None
+    assert least.ndcg is not None
+    assert best.ndcg > least.ndcg
 
 
 def test_ndcg() -> None:
