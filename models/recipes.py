@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from models.contracts import Arrays, Parameters, Progress, Recommender, Scores, unwatched
 from models.data.dataset import Dataset
-from models.retrieval.als_hybrid import AlsHybrid, fit_als_hybrid
+from models.retrieval.als_hybrid import AlsHybrid, fit_als_hybrid, refit_als_hybrid
 from models.retrieval.content_clusters import ContentClusters, fit_content_clusters
-from models.retrieval.item_similarity import ItemSimilarity, fit_item_similarity
-from models.retrieval.popularity import Popularity, fit_popularity
+from models.retrieval.item_similarity import ItemSimilarity, fit_item_similarity, refit_item_similarity
+from models.retrieval.popularity import Popularity, fit_popularity, refit_popularity
 from models.two_stage import Blend, fit_blend
 
 
@@ -58,15 +58,24 @@ def _content_clusters(dataset: Dataset, context: FitContext) -> Recommender:
     return fit_content_clusters(dataset, context.content, seed=context.seed, progress=context.progress)
 
 
-_BLENDED = ("popularity", "item_similarity", "als_hybrid")
-
-
 def _blend(dataset: Dataset, context: FitContext) -> Recommender:
     def refit(earlier: Dataset) -> dict[str, Recommender]:
-        alone = replace(context, progress=unwatched, fitted={})
-        return {name: RECIPES[name].fit(earlier, alone) for name in _BLENDED}
+        return {name: _refit(like, earlier, context) for name, like in context.fitted.items()}
 
     return fit_blend(dataset, context.fitted, refit, seed=context.seed, progress=context.progress)
+
+
+def _refit(like: Recommender, dataset: Dataset, context: FitContext) -> Recommender:
+    """Fit other data by the choices of a recommender that was fitted before, where it has any to keep."""
+    match like:
+        case Popularity():
+            return refit_popularity(like, dataset)
+        case ItemSimilarity():
+            return refit_item_similarity(like, dataset)
+        case AlsHybrid():
+            return refit_als_hybrid(like, dataset, context.content, seed=context.seed)
+        case _:
+            return RECIPES[like.name].fit(dataset, replace(context, progress=unwatched))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -76,7 +85,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("item_similarity", _item_similarity, lambda p, a, _: ItemSimilarity.from_parts(p, a)),
         Recipe("als_hybrid", _als_hybrid, lambda p, a, _: AlsHybrid.from_parts(p, a)),
         Recipe("content_clusters", _content_clusters, lambda p, a, _: ContentClusters.from_parts(p, a)),
-        Recipe("blend", _blend, Blend.from_parts, needs=_BLENDED),
+        Recipe("blend", _blend, Blend.from_parts, needs=("popularity", "item_similarity", "als_hybrid")),
     )
 }
 """In the order in which they are fitted: a recipe comes after those it needs."""

@@ -32,12 +32,12 @@ from models.ranking.blend import Lists, Surprise, fit_weights, log_popularity
 from models.retrieval.dense import DenseRecommender, allowed_scores
 from models.retrieval.popularity import Popularity
 
-CUTS = (0.6, 0.8)
-"""Where in the data the weights are learned: at two moments, for one may be a week of an odd film."""
+CUTS = (0.5, 0.6, 0.7, 0.8)
+"""Where in the data the weights are learned: at several moments, for one may be a week of an odd film."""
 DEFAULT_WEIGHT = 0.3
 """Of each source where there are too few users to learn from."""
 
-_MOST_USERS = 2_000
+_MOST_USERS = 1_500
 _FEWEST_USERS = 30
 _SAMPLE = 500
 """Users whose scores say what is usual of an item."""

@@ -73,12 +73,13 @@ class Surprise:
         found = np.where(known, scores, np.float32(0))
         found -= self.mean
         found *= self.scale
-        return np.clip(found, -_WIDEST, _WIDEST).astype(np.float32, copy=False)
+        bounded: Scores = np.clip(found, -_WIDEST, _WIDEST)
+        return bounded
 
 
 def log_popularity(masses: Scores) -> Scores:
     """float32[n]: an item that nobody met lately counts as if a tenth of one had."""
-    return np.log(masses + np.float32(_PRIOR_EVENTS))
+    return np.asarray(np.log(masses + np.float32(_PRIOR_EVENTS)), np.float32)
 
 
 class Lists(NamedTuple):

@@ -72,6 +72,11 @@ def fit_popularity(dataset: Dataset, *, progress: Progress) -> Popularity:
     return fitted
 
 
+def refit_popularity(like: Popularity, dataset: Dataset) -> Popularity:
+    """Count other data; serve the kind of one fitted before."""
+    return replace(like, by_kind=by_kind(dataset, KINDS), n_new=0)
+
+
 def by_kind(dataset: Dataset, kinds: tuple[Kind, ...]) -> Scores:
     """float32[k, n_items]"""
     total = masses(dataset, Kind("all"))

@@ -27,7 +27,7 @@ from tests.recommender_contract import (
 class TestItemSimilarity(RecommenderContract):
     reason_codes = frozenset({"similar_to_liked"})
 
-    def fit(self, dataset: Dataset, content: Scores) -> Recommender:  # noqa: ARG002 - the contract's
+    def fit(self, dataset: Dataset, content: Scores) -> Recommender:
         return fit_item_similarity(dataset, seed=0, progress=unwatched)
 
     def test_similar_items(self, fitted: Recommender) -> None:

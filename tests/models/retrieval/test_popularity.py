@@ -29,7 +29,7 @@ class TestPopularity(RecommenderContract):
     is_personal = False
     answers_everyone = True
 
-    def fit(self, dataset: Dataset, content: Scores) -> Recommender:  # noqa: ARG002 - the contract's
+    def fit(self, dataset: Dataset, content: Scores) -> Recommender:
         return fit_popularity(dataset, progress=unwatched)
 
 

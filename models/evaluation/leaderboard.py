@@ -1,0 +1,109 @@
+"""The leaderboard: rows to compare recommenders by, for people and for machines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from models.evaluation.metrics import Estimate
+
+COLUMNS = ("recommender", "users", "n", "NDCG@10", "Recall@20", "MRR@10", "coverage@10", "novelty@10")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one recommender did for one group of users.
+
+    users:    `all`, `warm` (known to the training data) or `cold`
+    coverage: share of the catalogue shown, 0–1; novelty: bits
+    """
+
+    recommender: str
+    users: str
+    n_users: int
+    ndcg: Estimate
+    recall: Estimate
+    mrr: Estimate
+    coverage: float
+    novelty: float
+
+    def cells(self) -> tuple[str, ...]:
+        """One text per column of COLUMNS."""
+        accuracy = (_with_interval(estimate) for estimate in (self.ndcg, self.recall, self.mrr))
+        return (
+            self.recommender, self.users, f"{self.n_users:,}", *accuracy,
+            f"{self.coverage:.1%}", f"{self.novelty:.1f}",
+        )  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "recommender": self.recommender,
+            "users": self.users,
+            "n_users": self.n_users,
+            "ndcg_at_10": _json(self.ndcg),
+            "recall_at_20": _json(self.recall),
+            "mrr_at_10": _json(self.mrr),
+            "coverage_at_10": self.coverage,
+            "novelty_at_10": self.novelty,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """Rows of one split.
+
+    at:      unix seconds of the moment that the split was made at; until: of the last interaction judged by
+    n_train: interactions before it
+    """
+
+    rows: tuple[Row, ...]
+    at: float
+    until: float
+    n_train: int
+
+    def row(self, recommender: str, users: str = "all") -> Row:
+        """The row of a recommender and a group of users."""
+        for row in self.rows:
+            if (row.recommender, row.users) == (recommender, users):
+                return row
+        raise KeyError(f"no row for {recommender!r} and {users!r} users")
+
+    def ranked(self, users: str = "all") -> list[Row]:
+        """One group's rows, highest NDCG@10 first."""
+        return sorted((row for row in self.rows if row.users == users), key=lambda row: -row.ndcg.mean)
+
+    def title(self) -> str:
+        """What was learned from and judged by, in one line."""
+        at, until = (datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d") for time in (self.at, self.until))
+        return f"{self.n_train:,} interactions up to {at}, judged on what followed until {until}"
+
+    def as_markdown(self) -> str:
+        """A table per group of users, best first, 95 % intervals in brackets."""
+        return "\n\n".join([self.title(), *(_table(self.ranked(users)) for users in self._groups())]) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "at": self.at,
+            "until": self.until,
+            "n_train": self.n_train,
+            "rows": [row.as_json() for row in self.rows],
+        }
+
+    def _groups(self) -> list[str]:
+        return list(dict.fromkeys(row.users for row in self.rows))
+
+
+def _table(rows: list[Row]) -> str:
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def _json(estimate: Estimate) -> dict[str, float | None]:
+    """Not-a-number isn't JSON."""
+    return {name: None if math.isnan(value) else value for name, value in estimate._asdict().items()}
