@@ -15,7 +15,7 @@ from scipy.sparse.linalg import svds
 
 from models.contracts import Scores
 
-LONGEST_TEXT = 10_000
+LONGEST_TEXT = 5_000
 """Characters of a text that are read: more changes a topic little and would make one item slow."""
 LONGEST_LABEL = 200
 

@@ -199,7 +199,7 @@ def known_part(history: History, n_items: int) -> History:
 
 
 def fit_als_hybrid(dataset: Dataset, content: Scores, *, seed: int, progress: Progress) -> AlsHybrid:
-    """Choose confidence, content weight and trend on the newest tenth of the dataset, then fit on all of it.
+    """Choose confidence, content weight and trend at moments inside the dataset, then fit on all of it.
 
     content: float32[n_items, d], rows of `ContentEncoder.transform`
     """

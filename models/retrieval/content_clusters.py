@@ -200,7 +200,7 @@ class ContentClusters(DenseRecommender):
 
 
 def fit_content_clusters(dataset: Dataset, content: Scores, *, seed: int, progress: Progress) -> ContentClusters:
-    """Learn embeddings and clusters, and weigh cluster, closeness and trend on the dataset's newest tenth.
+    """Learn embeddings and clusters, and weigh cluster, closeness and trend at moments inside the dataset.
 
     content: float32[n_items, d], rows of `ContentEncoder.transform`
     """
