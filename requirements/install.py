@@ -39,7 +39,9 @@ def watch_pip(arguments: list[str]) -> tuple[int, deque[str]]:
 
 def missing_libraries() -> int:
     """implicit's wheel expects the system's OpenMP library, which the slimmest of systems lack."""
-    check = subprocess.run([sys.executable, "-c", "import implicit.cpu.als"], capture_output=True, text=True, check=False)
+    check = subprocess.run(
+        [sys.executable, "-c", "import implicit.cpu.als"], capture_output=True, text=True, check=False
+    )
     if "libgomp" in check.stderr:
         return fail("The system lacks libgomp (OpenMP): `apt-get install libgomp1`, then run this again.")
     return 0
