@@ -27,12 +27,11 @@ class DenseRecommender(ABC):
 def best(scores: Scores, query: Query) -> Candidates:
     """The `query.limit` highest finite scores that the query allows; ties go to the lower position."""
     allowed = allowed_scores(scores, query)
-    if query.limit < len(allowed):
-        threshold = np.partition(allowed, -query.limit)[-query.limit] if query.limit else np.inf
-        found = np.flatnonzero(allowed >= threshold)
-    else:
-        found = np.arange(len(allowed))
-    found = found[np.isfinite(allowed[found])]
+    found = np.flatnonzero(np.isfinite(allowed))
+    if query.limit < len(found):
+        finite = allowed[found]
+        threshold = np.partition(finite, -query.limit)[-query.limit] if query.limit else np.inf
+        found = found[finite >= threshold]
     order = np.argsort(-allowed[found], kind="stable")[: query.limit]
     positions = found[order].astype(np.int32)
     return Candidates(positions, allowed[positions].astype(np.float32))
