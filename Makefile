@@ -16,11 +16,11 @@ endif
 .PHONY: help demo install test lint types contract pytest format bench leaderboard clean
 
 help: ## list the targets
-	@echo "make demo         the service on real data at http://127.0.0.1:8000 (LIGHT=1: without torch)"
+	@echo "make demo         the service on real data at http://127.0.0.1:8000 (LIGHT=1: without torch; ARGS=\"--port 8001\")"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / && $$1 != "demo" { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed-$(DEMO) ## the service on real data at http://127.0.0.1:8000
-	@$(BIN)/segue demo
+	@$(BIN)/segue demo $(ARGS)
 
 install: .venv/.installed-dev ## the environment for development, in .venv
 
