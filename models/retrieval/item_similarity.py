@@ -23,15 +23,15 @@ from models.retrieval.tuning import HeldOut, hold_out_newest, ndcg
 MOST_ITEMS = 3_000
 """The most interacted items that are compared; time grows with the cube: 3,000 take 2 s on one core."""
 NEIGHBOURS = 200
-"""Entries stored of each row. On MovieTweetings' inner validation 100 and more lose nothing against all."""
+"""Entries stored of each row: 100, 200 and all 3,000 rank within 0.001 NDCG@10 of each other there."""
 LONGEST_HISTORY = 500
 
 _CHOSEN_ON_ITEMS = 1_500
 _CHOSEN_ON_USERS = 600
 _REGULARIZATIONS = (500.0, 100.0)
 _HALF_LIVES = (None, 90.0, 30.0)
-"""Shorter ones rank better alone (7 days: NDCG@10 0.094 → 0.114) by turning into a list of what is popular,
-which leaves the blend less to learn from them than 30 days do."""
+"""Shorter ones rank better alone (7 days: NDCG@10 0.115 on held-out MovieTweetings, 30 days 0.090, none 0.056) by
+turning into a list of what is popular, which leaves the blend less to learn from them than 30 days do."""
 _DAY = 86_400.0
 
 
