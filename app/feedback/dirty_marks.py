@@ -67,6 +67,7 @@ OPEN = """
         epoch || ':' || seq AS version
     FROM versions WHERE name = 'cache'
 """
+VERSION = "SELECT epoch || ':' || seq FROM versions WHERE name = 'cache'"
 
 
 class OutcomeUnknown(Unavailable):
@@ -186,7 +187,7 @@ class ViewWriter:
     ) -> None:
         """Clears the marks, under the version that holds now too, or orphans every view."""
         with db.begin():
-            version = versions.read(db)["cache"]
+            version: str = db.exec_driver_sql(VERSION).scalar_one()
         self.observe(version)
         if marked is None:
             return

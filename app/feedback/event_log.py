@@ -14,13 +14,19 @@ import orjson
 from sqlalchemy import Connection
 
 from app.catalog import rows
-from app.catalog.users import erased_at
 from app.errors import FieldError, Invalid
 from app.feedback.events import Event, Receipt
 
 LIKE_KINDS = frozenset({"like", "unlike", "dislike", "hide"})
 """What decides whether an item is among the user's likes; the latest of them does."""
 
+# One statement, for each costs a round trip and a plan. The columns: what it is, its id, its row, since when.
+LOOK_UP = """
+SELECT 'user', user_id, row, NULL::timestamptz FROM users WHERE user_id = ANY(%(users)s)
+UNION ALL SELECT 'item', item_id, row, NULL FROM items WHERE item_id = ANY(%(items)s)
+UNION ALL SELECT 'erased', id, NULL, erased_at
+    FROM unnest(%(users)s) AS id JOIN tombstones ON user_hash = sha256(convert_to(id, 'UTF8'))
+"""
 INSERT = """
 WITH event AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(events)s) AS event (
@@ -36,7 +42,7 @@ WITH event AS MATERIALIZED (
     FROM event WHERE event_id IN (SELECT event_id FROM fresh)
     ORDER BY n
 )
-SELECT event_id FROM fresh
+SELECT coalesce((SELECT json_agg(event_id) FROM fresh), '[]'), pg_current_xact_id()::text
 """
 LOCK_USERS = "SELECT FROM users WHERE row = ANY(%(rows)s) ORDER BY row FOR NO KEY UPDATE"
 FOLLOW_LIKES = """
@@ -58,7 +64,6 @@ INSERT INTO likes (user_row, item_row, liked_at)
 SELECT user_row, item_row, at FROM latest WHERE kind = 'like'
 ON CONFLICT (user_row, item_row) DO UPDATE SET liked_at = excluded.liked_at
 """
-WATERMARK = "SELECT pg_current_xact_id()::text"
 
 
 class _Known(NamedTuple):
@@ -87,34 +92,38 @@ def store(db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: b
     known = _look_up(db, requests)
     refused: dict[int, Invalid] = {}
     if auto_create:
-        known = _allocate(db, known, _kept(requests, known))
+        _allocate(db, known, _kept(requests, known))
     else:
         refused = {n: error for n, events in enumerate(requests) if (error := _unknown(events, known))}
     stored_requests = [events for n, events in enumerate(requests) if n not in refused]
-    fresh = _insert(db, _first_of_each(_kept(stored_requests, known)), known)
-    watermark: str = db.exec_driver_sql(WATERMARK).scalar_one()
+    fresh, watermark = _insert(db, _first_of_each(_kept(stored_requests, known)), known)
     return [
         refused[n] if n in refused else _receipt(events, known, fresh, watermark) for n, events in enumerate(requests)
     ]
 
 
 def _look_up(db: Connection, requests: Sequence[Sequence[Event]]) -> _Known:
-    user_ids = list({event.user_id for events in requests for event in events})
-    item_ids = list({event.item_id for events in requests for event in events})
-    return _Known(
-        users=rows.find_users(db, user_ids),
-        items=rows.find_items(db, item_ids),
-        erased=erased_at(db, user_ids),
-    )
+    user_ids = {event.user_id for events in requests for event in events}
+    item_ids = {event.item_id for events in requests for event in events}
+    if not user_ids:
+        return _Known({}, {}, {})
+    known = _Known({}, {}, {})
+    for what, id_, row, erased_at in db.exec_driver_sql(LOOK_UP, {"users": list(user_ids), "items": list(item_ids)}):
+        match what:
+            case "user":
+                known.users[id_] = row
+            case "item":
+                known.items[id_] = row
+            case _:
+                known.erased[id_] = erased_at
+    return known
 
 
-def _allocate(db: Connection, known: _Known, events: Collection[Event]) -> _Known:
+def _allocate(db: Connection, known: _Known, events: Collection[Event]) -> None:
     new_users = {event.user_id for event in events}.difference(known.users)
     new_items = {event.item_id for event in events}.difference(known.items)
-    return known._replace(
-        users=known.users | rows.allocate_users(db, list(new_users)),
-        items=known.items | rows.allocate_items(db, list(new_items)),
-    )
+    known.users.update(rows.allocate_users(db, list(new_users)))
+    known.items.update(rows.allocate_items(db, list(new_items)))
 
 
 def _unknown(events: Iterable[Event], known: _Known) -> Invalid | None:
@@ -144,17 +153,16 @@ def _first_of_each(events: Iterable[Event]) -> list[Event]:
     return list(first.values())
 
 
-def _insert(db: Connection, events: Sequence[Event], known: _Known) -> set[str]:
-    """The ids that were not stored before."""
-    if not events:
-        return set()
+def _insert(db: Connection, events: Sequence[Event], known: _Known) -> tuple[set[str], str]:
+    """The ids that were not stored before, and the id of the transaction."""
     deciding = [event for event in events if event.kind in LIKE_KINDS]
     if deciding:
         # Two writers on the likes of one user take turns, so that each decides on all events before it.
         db.exec_driver_sql(LOCK_USERS, {"rows": sorted({known.users[event.user_id] for event in deciding})})
-    fresh = {event_id for (event_id,) in db.exec_driver_sql(INSERT, {"events": _as_json(events, known)})}
+    ids, watermark = db.exec_driver_sql(INSERT, {"events": _as_json(events, known)}).one()
+    fresh = set(ids)
     _follow_likes(db, [event for event in deciding if event.event_id in fresh], known)
-    return fresh
+    return fresh, watermark
 
 
 def _as_json(events: Sequence[Event], known: _Known) -> str:
