@@ -42,7 +42,7 @@ contract: install ## import-linter: who may import whom
 
 pytest: install ## the tests alone
 	@echo "── tests"
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 format: install ## put every file into the one format
 	@$(BIN)/ruff check --fix .

@@ -58,7 +58,8 @@ def demo(port: Port = 8000, serve_it: Annotated[bool, typer.Option("--serve/--no
     with opened() as (settings, engine):
         _import_demo(engine)
         if _current(settings) is None:
-            _train(engine, settings)
+            # Measuring takes as long again as fitting: `segue evaluate` and `segue train` do that.
+            _train(engine, settings, evaluate=False)
         if serve_it:
             _print_welcome(port)
             _serve(settings, host="127.0.0.1", port=port, workers=1, worker=True)
