@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from app.catalog import versions
 from app.feedback import user_state
 from app.feedback.ingest import Ingest
-from app.feedback.user_state import UserView
+from app.feedback.user_state import UserView, view_key
 from app.settings import Settings
 
 
@@ -50,3 +50,20 @@ def read_view(engine: Engine, cache: redis.Redis, settings: Settings) -> Callabl
         return user_state.rebuild(engine, cache, version, user_id, found.generation, found.installable, settings)
 
     return read
+
+
+@pytest.fixture
+def key(engine: Engine) -> Callable[[], str]:
+    """Ann's key, as it is called now."""
+
+    def current() -> str:
+        with engine.connect() as db:
+            return view_key(versions.read(db)["cache"], "ann")
+
+    return current
+
+
+@pytest.fixture
+def dead_cache() -> Iterator[redis.Redis]:
+    with redis.Redis(port=1, retry=Retry(NoBackoff(), 0), socket_timeout=0.2) as client:
+        yield client
