@@ -51,7 +51,7 @@ format: install ## put every file into the one format
 bench: install ## run every benchmark (minutes)
 	@for file in benchmarks/[a-z]*.py; do \
 		test -e "$$file" || { echo "There is no benchmark yet."; exit 0; }; \
-		echo "── $$file"; $(BIN)/python "$$file" || exit 1; \
+		echo "── $$file"; $(BIN)/python -m benchmarks.$$(basename "$$file" .py) || exit 1; \
 	done
 
 leaderboard: install ## measure every recommender into docs/leaderboard.md

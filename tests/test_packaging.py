@@ -33,6 +33,9 @@ from app import cli
 from app.settings import Settings
 from tests.service.sample import FILMS, write_sample
 
+# On one of xdist's workers, so that the wheel is built once.
+pytestmark = pytest.mark.xdist_group("packaging")
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("app", "models", "migrations", "demo")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
