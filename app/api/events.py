@@ -129,7 +129,7 @@ AN_ARRAY = re.compile(rb"[ \t\r\n]*\[")
 SCHEMA = EventBody.model_json_schema()
 EXAMPLE = {
     "event_id": "e1", "user_id": "ann", "item_id": "i42", "kind": "like", "value": None,
-    "timestamp": "2026-11-22T09:30:00Z", "session_id": None, "request_id": "01JDSQ2Z",
+    "timestamp": "2026-03-14T09:30:00Z", "session_id": None, "request_id": "01JDSQ2Z",
 }  # fmt: skip
 EXAMPLES = {
     "one": EXAMPLE,

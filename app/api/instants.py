@@ -15,7 +15,7 @@ AHEAD = timedelta(minutes=5)
 
 def _parse(given: object) -> datetime:
     if not isinstance(given, str) or not RFC3339.fullmatch(given):
-        raise ValueError("must be an RFC 3339 time with a zone, such as 2026-11-22T09:30:00Z")
+        raise ValueError("must be an RFC 3339 time with a zone, such as 2026-03-14T09:30:00Z")
     try:
         return datetime.fromisoformat(given.upper()).astimezone(UTC)
     except OverflowError:

@@ -101,7 +101,7 @@ BODIES = TypeAdapter(Annotated[list[ItemWithId], Field(max_length=1000)])
 PATCH = TypeAdapter(ItemPatch)
 EXAMPLE = {
     "kind": "post", "title": "The long way home", "text": "On walking back from work.", "categories": ["Essay"],
-    "tags": ["walking", "city"], "creator": "mira", "published_at": "2026-11-22T09:30:00Z",
+    "tags": ["walking", "city"], "creator": "mira", "published_at": "2026-03-14T09:30:00Z",
     "features": [0.1, -0.4], "attributes": {"minutes": 7},
 }  # fmt: skip
 

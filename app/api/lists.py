@@ -36,5 +36,5 @@ def each_once(ids: Sequence[str], field: str) -> Sequence[str]:
         if first.setdefault(each, index) != index
     ]
     if errors:
-        raise Invalid(f"the array names a {field} more than once", errors=errors)
+        raise Invalid(f"the array names the same {field} more than once", errors=errors)
     return ids

@@ -160,6 +160,7 @@ def test_the_schema_accepts_its_own_examples_and_knows_the_values(lasting_client
     validator = jsonschema_rs.validator_for(body["schema"])
     for example in body["examples"].values():
         validator.validate(example["value"])
+        assert lasting_client.post("/events", json=example["value"]).status_code == 202
     assert not validator.is_valid(EVENT | {"kind": "rating"})
     assert not validator.is_valid(EVENT | {"value": 1})
     assert validator.is_valid([EVENT | {"kind": "listen", "value": 0.5}])

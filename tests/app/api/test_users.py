@@ -48,6 +48,7 @@ class TestOneUser:
             {"attributes": {"a\0": 1}},
             {"attributes": {"a": {"b": "\0"}}},
             {"attributes": {"a": 2**63}},
+            {"attributes": {"a": [-1e200]}},
             {"attributes": {"a": "x" * 17_000}},
             {"preferred_categories": "Drama"},
             {"preferred_categories": [""]},
@@ -72,6 +73,10 @@ class TestOneUser:
         for _ in range(15):
             deep = {"a": deep}
         assert client.put("/users/ann", json={"attributes": deep}).json()["attributes"] == deep
+
+    @pytest.mark.parametrize("number", [-(2**63), 9.2e18, -9.2e18, 1e-300, 0.1, -0.0, 5e-324])
+    def test_numbers_come_back_as_they_were(self, client: TestClient, number: float) -> None:
+        assert client.put("/users/ann", json={"attributes": {"n": number}}).json()["attributes"] == {"n": number}
 
     @pytest.mark.parametrize("user_id", ["a%00b", "a" * 129, "a%0Ab", "a%C2%85b"])
     def test_ids_in_paths_are_checked_too(self, lasting_client: TestClient, user_id: str) -> None:
