@@ -52,9 +52,7 @@ class Settings(BaseSettings):
         default=0.4, gt=0, le=1, description="how often a worker looks for new items, keys and releases"
     )
     ingest_queue: int = Field(default=10_000, ge=1, description="events that may wait; beyond it 503")
-    impressions_queue: int = Field(
-        default=10_000, ge=1, description="slates that may wait; beyond it counted as lost"
-    )
+    impressions_queue: int = Field(default=10_000, ge=1, description="slates that may wait; beyond it counted as lost")
     redis_timeout_seconds: float = Field(default=0.25, gt=0, description="longest wait for one Redis answer")
     database_timeout_seconds: float = Field(default=10, gt=0, description="longest statement on Postgres")
     database_pool: int = Field(default=8, ge=1, description="Postgres connections per worker")

@@ -15,16 +15,10 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 RECOMMENDATIONS = Counter("segue_recommendations_total", "Slates answered", ["route", "recommender"])
-FALLBACKS = Counter(
-    "segue_fallbacks_total", "Slates that a later recommender of the chain had to fill", ["to"]
-)
-RECOMMENDER_FAILURES = Counter(
-    "segue_recommender_failures_total", "Recommenders that raised", ["recommender"]
-)
+FALLBACKS = Counter("segue_fallbacks_total", "Slates that a later recommender of the chain had to fill", ["to"])
+RECOMMENDER_FAILURES = Counter("segue_recommender_failures_total", "Recommenders that raised", ["recommender"])
 EVENTS = Counter("segue_events_total", "Events received", ["outcome"])
-IMPRESSIONS_LOST = Counter(
-    "segue_impressions_lost_total", "Shown slates that were never written", ["variant"]
-)
+IMPRESSIONS_LOST = Counter("segue_impressions_lost_total", "Shown slates that were never written", ["variant"])
 IMPRESSIONS_WRITTEN = Counter("segue_impressions_written_total", "Shown slates written to Postgres")
 VIEW_READS = Counter("segue_user_view_reads_total", "Where a user's past was read from", ["source"])
 DEPENDENCY_ERRORS = Counter("segue_dependency_errors_total", "Failed calls of a dependency", ["dependency"])

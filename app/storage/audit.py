@@ -22,8 +22,4 @@ def record(
 
     actor: name of the API key; action: `block.put`; subject: `item:i42`; before, after: JSON-ready states.
     """
-    db.execute(
-        insert(tables.audit_log).values(
-            actor=actor, action=action, subject=subject, before=before, after=after
-        )
-    )
+    db.execute(insert(tables.audit_log).values(actor=actor, action=action, subject=subject, before=before, after=after))

@@ -56,9 +56,7 @@ database_identity = Table(
     "database_identity",
     metadata,
     # One row: a release made from another database is refused by this id.
-    Column(
-        "only", Boolean, CheckConstraint("only", name="single"), primary_key=True, server_default=text("true")
-    ),
+    Column("only", Boolean, CheckConstraint("only", name="single"), primary_key=True, server_default=text("true")),
     Column("database_id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
 )
 

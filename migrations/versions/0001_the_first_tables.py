@@ -53,9 +53,7 @@ def upgrade() -> None:
         sa.Column("fingerprint", sa.Text(), nullable=False),
         sa.Column("rows_done", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("rows_bad", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "counts", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False
-        ),
+        sa.Column("counts", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column(
             "bad_by_reason",
             postgresql.JSONB(astext_type=sa.Text()),
@@ -136,9 +134,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint(
-            "status in ('queued', 'running', 'succeeded', 'failed')", name=op.f("ck_jobs_status")
-        ),
+        sa.CheckConstraint("status in ('queued', 'running', 'succeeded', 'failed')", name=op.f("ck_jobs_status")),
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_jobs")),
     )
     op.create_table(
@@ -165,9 +161,7 @@ def upgrade() -> None:
             server_default=sa.text("'{}'"),
             nullable=False,
         ),
-        sa.Column(
-            "preferred_categories", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False
-        ),
+        sa.Column("preferred_categories", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("row", name=op.f("pk_users")),
@@ -217,9 +211,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_interactions")),
     )
     op.create_index("ix_interactions_timestamp", "interactions", ["timestamp"], unique=False)
-    op.create_index(
-        "ix_interactions_user_row_timestamp", "interactions", ["user_row", "timestamp"], unique=False
-    )
+    op.create_index("ix_interactions_user_row_timestamp", "interactions", ["user_row", "timestamp"], unique=False)
     op.create_table(
         "likes",
         sa.Column("user_row", sa.Integer(), autoincrement=False, nullable=False),
@@ -240,9 +232,7 @@ def upgrade() -> None:
         sa.Column("max_impressions", sa.BigInteger(), nullable=True),
         sa.Column("impressions", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint(
-            "(position is null) <> (boost is null)", name=op.f("ck_promotions_position_or_boost")
-        ),
+        sa.CheckConstraint("(position is null) <> (boost is null)", name=op.f("ck_promotions_position_or_boost")),
         sa.ForeignKeyConstraint(["item_row"], ["items.row"], name=op.f("fk_promotions_item_row")),
         sa.PrimaryKeyConstraint("item_row", name=op.f("pk_promotions")),
     )
