@@ -55,7 +55,7 @@ bench: install ## run every benchmark (minutes)
 	done
 
 leaderboard: install ## measure every recommender into docs/leaderboard.md
-	@$(BIN)/segue evaluate --markdown docs/leaderboard.md
+	@$(BIN)/segue evaluate --seeds 3 --markdown docs/leaderboard.md
 
 clean: ## remove caches and build output; your data (var/) and the environment (.venv/) stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app.errors import SegueError
+from app.progress import console, progress_bar, progress_counter
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ app.add_typer(imports, name="import")
 app.add_typer(releases, name="releases")
 app.add_typer(keys, name="keys")
 
-console = Console(stderr=True)
 DEMO_DATA = Path(__file__).resolve().parents[1] / "demo" / "movietweetings-100k"
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="TCP port")]
@@ -107,17 +107,19 @@ def train(
 
 @app.command()
 def evaluate(
-    seed: Annotated[int, typer.Option(help="of everything random in the fits")] = 0,
-    markdown: Annotated[Path | None, typer.Option(help="also write the table to this file")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="fits that differ in their seed, to see its spread")] = 1,
+    markdown: Annotated[Path | None, typer.Option(help="also write the tables to this file")] = None,
 ) -> None:
     """The leaderboard: every recommender on the newest fifth of the events, which no fit has seen."""
-    from app.training.job import leaderboard
+    from app.training.job import leaderboards
+    from models.evaluation.leaderboard import spread_as_markdown
 
     with opened() as (settings, engine), progress_bar() as progress:
-        board = leaderboard(engine, settings, seed=seed, progress=progress)
+        boards = leaderboards(engine, settings, seeds=seeds, progress=progress)
+    tables = boards[0].as_markdown() + ("\n" + spread_as_markdown(boards) if seeds > 1 else "")
     if markdown is not None:
-        markdown.write_text(board.as_markdown(), "utf-8")
-    Console().print(board.as_markdown(), markup=False, highlight=False, soft_wrap=True)
+        markdown.write_text(f"# Leaderboard\n\n{tables}", "utf-8")
+    Console().print(tables, markup=False, highlight=False, soft_wrap=True)
 
 
 @imports.command("movielens")
@@ -181,7 +183,7 @@ def create_key(
     from app.storage import keys as stored
 
     with opened() as (_, engine), engine.begin() as db:
-        key = stored.create(db, name=name, scopes=scope)
+        key = stored.create(db, actor="terminal", name=name, scopes=scope)
     Console().print(key, highlight=False, soft_wrap=True)
 
 
@@ -203,7 +205,7 @@ def revoke_key(name: str) -> None:
     from app.storage import keys as stored
 
     with opened() as (_, engine), engine.begin() as db:
-        revoked = stored.revoke(db, name=name)
+        revoked = stored.revoke(db, actor="terminal", name=name)
     console.print(f"{revoked} revoked")
 
 
@@ -245,44 +247,6 @@ def _servers(settings: Settings) -> Iterator[tuple[str, str]]:
             yield settings.database_url or servers.database_url, settings.redis_url or servers.redis_url
     except EmbeddedServersError as error:
         raise SegueError(str(error)) from error
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, str, float], None]]:
-    """A callback for phases that say what they are at and how far, as a share of one; each gets a bar."""
-    with _bars(TextColumn("{task.percentage:>3.0f}% {task.fields[what]}")) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(phase: str, what: str, fraction: float) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=1.0, what=what)
-            bars.update(tasks[phase], completed=fraction, what=what)
-
-        yield report
-
-
-@contextmanager
-def progress_counter() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback for steps that count: what, how many done, how many there are."""
-    with _bars(MofNCompleteColumn()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(step)
-            bars.update(tasks[step], completed=done, total=total)
-
-        yield report
-
-
-def _bars(amount: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        amount,
-        TimeElapsedColumn(),
-        console=console,
-    )
 
 
 def _import_demo(engine: Engine) -> None:
@@ -348,13 +312,13 @@ def _refuse_open_door(settings: Settings, engine: Engine, host: str) -> None:
     from app.storage import keys as stored
 
     with engine.connect() as db:
-        has_keys = bool(stored.load(db, settings).keys)
-    if not has_keys and not _is_loopback(host):
+        is_open = stored.load(db, settings).is_open
+    if is_open and not _is_loopback(host):
         raise SegueError(
             f"--host {host}: no API key is configured, so the service listens on loopback only; set "
             "SEGUE_ADMIN_KEY, or make one with `segue keys create`"
         )
-    if not has_keys:
+    if is_open:
         console.print("no API key is configured: everybody on this machine may do everything", highlight=False)
 
 
@@ -369,6 +333,8 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
     import uvicorn
 
     os.environ["SEGUE_PARENT_PID"] = str(os.getpid())
+    # uvicorn sends itself the signal once more when it has drained: it must not keep us from what follows.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     helper = subprocess.Popen([sys.executable, "-m", "app.cli", "worker"]) if worker else None
     try:
         uvicorn.run(
@@ -386,8 +352,16 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
         )
     finally:
         if helper is not None:
-            helper.terminate()
-            helper.wait(timeout=30)
+            _end(helper)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """A training under way would take minutes more, so the second signal ends it; its job says that it failed."""
+    for end in (worker.terminate, worker.terminate, worker.kill):
+        end()
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(timeout=5)
+            return
 
 
 if __name__ == "__main__":

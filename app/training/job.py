@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -97,10 +98,13 @@ def train(
     )
 
 
-def leaderboard(engine: Engine, settings: Settings, *, progress: Progress, seed: int = 0) -> Leaderboard:
-    """Every recipe on the newest fifth of the stored events, fitted on the rest. Raises Invalid."""
+def leaderboards(engine: Engine, settings: Settings, *, progress: Progress, seeds: int = 1) -> list[Leaderboard]:
+    """Every recipe on the newest fifth of the stored events, fitted on the rest; one per seed. Raises Invalid."""
     dataset = _extracted(engine, settings, progress).dataset
-    return evaluate_recipes(dataset, seed=seed, progress=partial(progress, "evaluate"))
+    return [
+        evaluate_recipes(dataset, seed=seed, progress=partial(progress, f"evaluate with seed {seed}"))
+        for seed in range(seeds)
+    ]
 
 
 def _extracted(engine: Engine, settings: Settings, progress: Progress) -> Extracted:
@@ -128,11 +132,14 @@ def _save(folder: Path, fitted: FittedRelease, extracted: Extracted, metrics: di
 
 def _metrics(board: Leaderboard) -> dict[str, float]:
     """NDCG@10 of the service as it routes, for all, warm and cold users, and of all-time popularity beside it."""
-    measured = {GATE_METRIC: board.row("routed")}
-    for users in ("warm", "cold"):
-        measured[f"{GATE_METRIC} {users}"] = board.row("routed", users)
-    measured[f"{GATE_METRIC} of all-time popularity"] = board.row("popularity all")
-    return {name: row.ndcg.mean for name, row in measured.items()}
+    rows = {(row.recommender, row.users): row.ndcg.mean for row in board.rows}
+    wanted = {
+        GATE_METRIC: ("routed", "all"),
+        f"{GATE_METRIC} warm": ("routed", "warm"),
+        f"{GATE_METRIC} cold": ("routed", "cold"),
+        f"{GATE_METRIC} of all-time popularity": ("popularity all", "all"),
+    }
+    return {name: rows[key] for name, key in wanted.items() if key in rows and math.isfinite(rows[key])}
 
 
 def _gate(releases_dir: Path, metrics: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -95,8 +96,24 @@ class Leaderboard:
         return list(dict.fromkeys(row.users for row in self.rows))
 
 
+def spread_as_markdown(boards: Sequence[Leaderboard]) -> str:
+    """NDCG@10 over leaderboards that differ only in their seed: mean, lowest and highest, best first."""
+    first = boards[0]
+    lines: list[tuple[str, ...]] = [("recommender", "users", f"NDCG@10 over {len(boards)} seeds", "lowest", "highest")]
+    lines.append(("---",) * 5)
+    for row in (row for users in first._groups() for row in first.ranked(users)):
+        found = [board.row(row.recommender, row.users).ndcg.mean for board in boards]
+        figures = (sum(found) / len(found), min(found), max(found))
+        lines.append((row.recommender, row.users, *(f"{figure:.4f}" for figure in figures)))
+    return _rows(lines) + "\n"
+
+
 def _table(rows: list[Row]) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in rows)]
+    return _rows(lines)
+
+
+def _rows(lines: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
