@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Column, Connection, Table, select
 
+from app.api.bodies import example, json_answer
+from app.api.cursors import Cursor, PageLimit, decode_cursor
 from app.api.dependencies import ResourcesDep, require
 from app.api.ids import ItemId, UserId
+from app.api.instants import Instant
+from app.api.lists import listing
 from app.catalog import rules
 from app.catalog.rules import Window
 from app.errors import Invalid
@@ -20,6 +24,20 @@ router = APIRouter(prefix="/admin", tags=["administration"])
 
 Admin = Annotated[ApiKey, Depends(require("admin"))]
 Category = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
+
+A_BLOCK = {
+    "rule": "block", "item_id": "i42", "reason": "withdrawn by the publisher", "user_id": None, "category": None,
+    "starts_at": None, "ends_at": None, "created_at": "2026-03-14T09:30:00Z",
+}  # fmt: skip
+A_PROMOTION = {
+    "rule": "promotion", "item_id": "i7", "position": 1, "boost": None, "categories": ["Drama"], "starts_at": None,
+    "ends_at": None, "max_impressions": 1000, "impressions": 12, "created_at": "2026-03-14T09:30:00Z",
+}  # fmt: skip
+TABLES: tuple[tuple[str, Table, Column[int]], ...] = (
+    ("block", tables.blocks, tables.blocks.c.id),
+    ("promotion", tables.promotions, tables.promotions.c.item_row),
+)
+"""The kinds of rule in the order of their list, with their tables and the columns that order each."""
 
 
 class Strict(BaseModel):
@@ -44,9 +62,9 @@ class BlockBody(Strict):
     )
 
     reason: str = Field(default="", max_length=1000, pattern=r"^[^\x00]*$", description="for the audit log")
-    scope: Scope | None = None
-    starts_at: AwareDatetime | None = Field(default=None, description="in force from here (inclusive)")
-    ends_at: AwareDatetime | None = Field(default=None, description="until here (exclusive)")
+    scope: Scope | None = Field(default=None, description="where it holds; null: everywhere")
+    starts_at: Instant | None = Field(default=None, description="in force from here (inclusive)")
+    ends_at: Instant | None = Field(default=None, description="until here (exclusive)")
 
 
 class PromotionBody(Strict):
@@ -58,13 +76,13 @@ class PromotionBody(Strict):
 
     position: int | None = Field(default=None, ge=1, le=1000, description="from 1")
     boost: float | None = Field(
-        default=None, gt=0, le=1000, allow_inf_nan=False, description="multiplies the lead over the last candidate"
+        default=None, ge=0.001, le=1000, allow_inf_nan=False, description="multiplies the lead over the last candidate"
     )
     categories: list[Category] = Field(
         default=[], max_length=100, description="only in answers that asked for one of these; empty: in all"
     )
-    starts_at: AwareDatetime | None = Field(default=None, description="in force from here (inclusive)")
-    ends_at: AwareDatetime | None = Field(default=None, description="until here (exclusive)")
+    starts_at: Instant | None = Field(default=None, description="in force from here (inclusive)")
+    ends_at: Instant | None = Field(default=None, description="until here (exclusive)")
     max_impressions: int | None = Field(
         default=None, ge=1, le=2**62, description="ends after so many; slates in flight may exceed it a little"
     )
@@ -73,15 +91,19 @@ class PromotionBody(Strict):
 class Done(BaseModel):
     """The change is committed, and in force on the next request of every worker."""
 
-    item_id: str
+    model_config = example(item_id="i42", removed=0)
+
+    item_id: str = Field(description="as asked for")
     removed: int = Field(default=0, description="rules that were lifted")
 
 
 class RuleList(BaseModel):
     """Every rule that is stored, those of the past included."""
 
-    items: list[dict[str, Any]]
-    next_cursor: str | None = None
+    model_config = example(items=[A_BLOCK, A_PROMOTION], next_cursor=None)
+
+    items: list[dict[str, Any]] = Field(description="`rule` (block or promotion), `item_id`, and what was put")
+    next_cursor: str | None = Field(description="null where there is no more")
 
 
 @router.put("/blocks/{item_id}", summary="Never show this item")
@@ -138,15 +160,34 @@ def delete_promotion(resources: ResourcesDep, admin: Admin, item_id: ItemId) -> 
     return Done(item_id=item_id, removed=1)
 
 
-@router.get("/rules", summary="Every block and promotion", dependencies=[Depends(require("admin"))])
-def list_rules(resources: ResourcesDep) -> RuleList:
-    blocks, promotions, items = tables.blocks, tables.promotions, tables.items
+@router.get(
+    "/rules", response_model=RuleList, summary="Every block and promotion", dependencies=[Depends(require("admin"))]
+)
+def list_rules(resources: ResourcesDep, limit: PageLimit = 100, cursor: Cursor = None) -> Response:
+    """Blocks in the order of their making, then promotions."""
+    kind, _, last = "block -1".partition(" ") if cursor is None else decode_cursor(cursor, str, "rules").partition(" ")
+    found: list[dict[str, Any]] = []
     with resources.engine.connect() as db:
-        found = [
-            {"rule": rule} | {name: value for name, value in row._mapping.items() if name not in ("id", "item_row")}
-            for rule, table in (("block", blocks), ("promotion", promotions))
-            for row in db.execute(
-                select(items.c.item_id, table).join(items, items.c.row == table.c.item_row).order_by(table.c.created_at)
-            )
-        ]
-    return RuleList(items=found)
+        for rule, table, key in TABLES:
+            if rule >= kind:
+                after = int(last) if rule == kind else -1
+                found += _rules_after(db, rule, table, key, after=after, limit=limit + 1 - len(found))
+    return json_answer(listing(found, limit, "key", "rules"))
+
+
+def _rules_after(
+    db: Connection, rule: str, table: Table, key: Column[int], *, after: int, limit: int
+) -> list[dict[str, Any]]:
+    statement = (
+        select(tables.items.c.item_id, table)
+        .join(tables.items, tables.items.c.row == table.c.item_row)
+        .where(key > after)
+        .order_by(key)
+        .limit(limit)
+    )
+    hidden = ("id", "item_row")
+    return [
+        {"rule": rule, "key": f"{rule} {row._mapping[key]}"}
+        | {name: value for name, value in row._mapping.items() if name not in hidden}
+        for row in db.execute(statement)
+    ]

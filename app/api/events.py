@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from app import telemetry
-from app.api.bodies import RawBody, Strict, documented, json_answer, many, parse
+from app.api.bodies import RawBody, Strict, documented, example, json_answer, many, parse
 from app.api.dependencies import ResourcesDep, require
 from app.api.ids import EventId, ItemId, RequestId, SessionId, UserId
 from app.api.instants import PastInstant
@@ -70,6 +70,8 @@ class EventBody(Strict):
 
 class EventsAccepted(BaseModel):
     """The events are durable."""
+
+    model_config = example(accepted=3, duplicates=1, watermark="48213")
 
     accepted: int = Field(description="newly stored (those of an erased user are acknowledged and not stored)")
     duplicates: int = Field(description="stored before, under the same event_id")

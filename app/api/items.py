@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, TypeAdapter
 
-from app.api.bodies import Attributes, Name, RawBody, Strict, documented, json_answer, many, parse
+from app.api.bodies import Attributes, Name, RawBody, Strict, documented, example, json_answer, many, parse
 from app.api.cursors import Cursor, PageLimit, decode_cursor
 from app.api.dependencies import ResourcesDep, require
 from app.api.ids import ItemId
@@ -28,6 +28,13 @@ Text = Annotated[str, StringConstraints(strict=True, max_length=100_000, pattern
 Names = Annotated[list[Name], Field(max_length=100), AfterValidator(distinct)]
 Real = Annotated[float, Field(strict=True, ge=-LARGEST_REAL, le=LARGEST_REAL, allow_inf_nan=False)]
 Features = Annotated[list[Real], Field(max_length=4096)]
+
+EXAMPLE = {
+    "kind": "post", "title": "The long way home", "text": "On walking back from work.", "categories": ["Essay"],
+    "tags": ["walking", "city"], "creator": "mira", "published_at": "2026-03-14T09:30:00Z",
+    "features": [0.1, -0.4], "attributes": {"minutes": 7},
+}  # fmt: skip
+STORED = {"item_id": "i42"} | EXAMPLE | {"created_at": "2026-03-14T09:30:00Z", "updated_at": "2026-03-14T09:30:00Z"}
 
 
 class Described(Strict):
@@ -75,35 +82,34 @@ class ItemPatch(Described):
 class ItemAnswer(BaseModel):
     """An item as stored."""
 
-    item_id: str
-    kind: str | None
-    title: str | None
-    text: str | None
-    categories: list[str]
-    tags: list[str]
-    creator: str | None
-    published_at: datetime | None
-    features: list[float] | None
-    attributes: dict[str, Any]
-    created_at: datetime
-    updated_at: datetime
+    model_config = example(**STORED)
+
+    item_id: str = Field(description="the caller's id")
+    kind: str | None = Field(description="what sort of thing it is")
+    title: str | None = Field(description="null: none")
+    text: str | None = Field(description="null: none")
+    categories: list[str] = Field(description="each once")
+    tags: list[str] = Field(description="each once")
+    creator: str | None = Field(description="who made it")
+    published_at: datetime | None = Field(description="RFC 3339, UTC")
+    features: list[float] | None = Field(description="as float32 has them")
+    attributes: dict[str, Any] = Field(description="as given")
+    created_at: datetime = Field(description="RFC 3339, UTC")
+    updated_at: datetime = Field(description="RFC 3339, UTC")
 
 
 class ItemPage(BaseModel):
     """Items in the order of their creation."""
 
-    items: list[ItemAnswer]
+    model_config = example(items=[STORED], next_cursor=None)
+
+    items: list[ItemAnswer] = Field(description="at most `limit`")
     next_cursor: str | None = Field(description="null where there is no more")
 
 
 BODY = TypeAdapter(ItemBody)
 BODIES = TypeAdapter(Annotated[list[ItemWithId], Field(max_length=1000)])
 PATCH = TypeAdapter(ItemPatch)
-EXAMPLE = {
-    "kind": "post", "title": "The long way home", "text": "On walking back from work.", "categories": ["Essay"],
-    "tags": ["walking", "city"], "creator": "mira", "published_at": "2026-03-14T09:30:00Z",
-    "features": [0.1, -0.4], "attributes": {"minutes": 7},
-}  # fmt: skip
 
 
 @router.put(

@@ -10,28 +10,38 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client import REGISTRY as THIS_PROCESS
 from pydantic import BaseModel, Field
 
+from app.api.bodies import example
 from app.api.dependencies import ResourcesDep
 
 router = APIRouter(tags=["operations"])
+
+METRICS_EXAMPLE = 'segue_http_requests_total{method="GET",path="/recommend",status="200"} 1027.0\n'
 
 
 class Health(BaseModel):
     """The process lives."""
 
-    status: Literal["ok"] = "ok"
+    model_config = example(status="ok")
+
+    status: Literal["ok"] = Field(default="ok", description="the process answers")
 
 
 class Readiness(BaseModel):
     """Whether it can serve, and what it does without."""
 
-    status: Literal["ok", "degraded"]
-    release: str | None = Field(description="the release that is served", examples=["2026-11-22T09-30-00Z-3f2a"])
+    model_config = example(status="ok", release="2026-11-22T09-30-00Z-3f2a", items=10506, degraded={})
+
+    status: Literal["ok", "degraded"] = Field(description="degraded: it answers, from less than it should have")
+    release: str | None = Field(
+        description="the release that is served; null: none", examples=["2026-11-22T09-30-00Z-3f2a"]
+    )
     items: int = Field(description="items that can be shown now")
     degraded: dict[str, str] = Field(description="what is missing, by name, and why", examples=[{}])
 
 
 @router.get("/healthz", summary="The process lives")
 async def healthz() -> Health:
+    """Says nothing of Postgres, Redis or the release: `/readyz` does."""
     return Health()
 
 
@@ -52,9 +62,10 @@ def readyz(resources: ResourcesDep) -> Readiness:
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS_EXAMPLE}}}},
 )
 def metrics() -> Response:
+    """In Prometheus' text format, of all processes that serve together. Durations are in seconds."""
     registry = THIS_PROCESS
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -20,6 +21,15 @@ from app import telemetry
 from app.errors import FieldError, Invalid, SegueError, Unavailable
 
 log = logging.getLogger(__name__)
+
+
+PROBLEM_EXAMPLE: dict[str, Any] = {
+    "type": "about:blank",
+    "title": "Invalid request",
+    "status": 422,
+    "detail": "query.limit: Input should be less than or equal to 1000",
+    "errors": [{"loc": ["query", "limit"], "msg": "Input should be less than or equal to 1000"}],
+}
 
 
 class ProblemField(BaseModel):
@@ -32,8 +42,10 @@ class ProblemField(BaseModel):
 class Problem(BaseModel):
     """The one shape of every error (RFC 9457)."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [PROBLEM_EXAMPLE]})
+
     type: str = Field(description="URI reference of the kind of problem", examples=["about:blank"])
-    title: str = Field(examples=["Invalid request"])
+    title: str = Field(description="the kind of problem in words", examples=["Invalid request"])
     status: int = Field(description="the HTTP status again", examples=[422])
     detail: str = Field(description="names the offending key and value", examples=["query.limit: at most 1000"])
     errors: list[ProblemField] = Field(default=[], description="on 422: each field that is wrong")
@@ -76,7 +88,8 @@ def _dump(body: dict[str, Any]) -> bytes:
 
 
 def install(app: FastAPI) -> None:
-    """Registers the one handler for each family of errors."""
+    """Registers the one handler for each family of errors, and their shape in OpenAPI."""
+    _describe(app)
     # Starlette types a handler by Exception; each here gets the kind it was registered for.
     app.add_exception_handler(SegueError, _domain)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
@@ -88,6 +101,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
+def _describe(app: FastAPI) -> None:
+    """Adds the schemas that PROBLEM_RESPONSES refers to; FastAPI would offer them as plain JSON too."""
+    _, schemas = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document["components"]["schemas"] |= schemas["$defs"]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 def _domain(_: Request, error: SegueError) -> Response:
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
     if error.status == 401:
@@ -96,15 +122,20 @@ def _domain(_: Request, error: SegueError) -> Response:
 
 
 def _validation(_: Request, error: RequestValidationError) -> Response:
-    fields = [FieldError(tuple(item["loc"]), item["msg"]) for item in error.errors()]
+    fields = [FieldError(tuple(item["loc"]), item["msg"].removeprefix("Value error, ")) for item in error.errors()]
     first = fields[0]
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     detail = f"{'.'.join(map(str, first.loc))}: {first.msg}{more}"
     return problem(422, Invalid.title, detail, errors=fields)
 
 
-def _http(_: Request, error: HTTPException) -> Response:
+def _http(request: Request, error: HTTPException) -> Response:
     headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # The router names only the methods of the first route on this path.
+        route = getattr(request.scope.get("route"), "path", "")
+        operations = request.app.openapi()["paths"].get(route, {})
+        headers["Allow"] = ", ".join(method.upper() for method in operations) or headers.get("Allow", "")
     return problem(error.status_code, str(error.detail), str(error.detail), headers=headers)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 
-from app.api.bodies import Attributes, Name, RawBody, Strict, documented, json_answer, many, parse
+from app.api.bodies import Attributes, Name, RawBody, Strict, documented, example, json_answer, many, parse
 from app.api.cursors import Cursor, PageLimit, decode_cursor
 from app.api.dependencies import ResourcesDep, require
 from app.api.events import Kind
@@ -24,6 +24,13 @@ READ = [Depends(require("read"))]
 WRITE = [Depends(require("write"))]
 
 Categories = Annotated[list[Name], Field(max_length=100), AfterValidator(distinct)]
+
+EXAMPLE = {"attributes": {"country": "NO"}, "preferred_categories": ["Drama", "Film-Noir"]}
+STORED = {"user_id": "ann"} | EXAMPLE | {"created_at": "2026-03-14T09:00:00Z", "updated_at": "2026-03-14T09:00:00Z"}
+DONE = {
+    "event_id": "e1", "item_id": "i42", "kind": "like", "value": None, "timestamp": "2026-03-14T09:30:00Z",
+    "received_at": "2026-03-14T09:30:01Z", "session_id": None, "request_id": None,
+}  # fmt: skip
 
 
 class UserBody(Strict):
@@ -56,22 +63,28 @@ class UserPatch(Strict):
 class UserAnswer(BaseModel):
     """A user as stored."""
 
-    user_id: str
-    attributes: dict[str, Any]
-    preferred_categories: list[str]
-    created_at: datetime
-    updated_at: datetime
+    model_config = example(**STORED)
+
+    user_id: str = Field(description="the caller's id")
+    attributes: dict[str, Any] = Field(description="as given")
+    preferred_categories: list[str] = Field(description="each once")
+    created_at: datetime = Field(description="RFC 3339, UTC")
+    updated_at: datetime = Field(description="RFC 3339, UTC")
 
 
 class UserPage(BaseModel):
     """Users in the order of their creation."""
 
-    items: list[UserAnswer]
+    model_config = example(items=[STORED], next_cursor=None)
+
+    items: list[UserAnswer] = Field(description="at most `limit`")
     next_cursor: str | None = Field(description="null where there is no more")
 
 
 class Upserted(BaseModel):
     """The array is stored."""
+
+    model_config = example(created=1, updated=0)
 
     created: int = Field(description="entries that did not exist")
     updated: int = Field(description="entries that were replaced")
@@ -80,7 +93,9 @@ class Upserted(BaseModel):
 class LikeAnswer(BaseModel):
     """Whether the user likes the item now."""
 
-    liked: bool
+    model_config = example(liked=True, changed=True, watermark="48213")
+
+    liked: bool = Field(description="as asked for")
     changed: bool = Field(description="false where it was so before")
     watermark: str | None = Field(description="as of POST /events; null where nothing changed", examples=["48213"])
 
@@ -88,54 +103,65 @@ class LikeAnswer(BaseModel):
 class InteractionAnswer(BaseModel):
     """Something that the user did, as stored."""
 
-    event_id: str
-    item_id: str
+    model_config = example(**DONE)
+
+    event_id: str = Field(description="as sent, or minted here")
+    item_id: str = Field(description="what it was done with")
     kind: str = Field(description="a kind of POST /events, or `unlike`: a like taken back", examples=["like"])
     value: float | None = Field(description="rating: stars, 0–5; listen: fraction, 0–1")
     timestamp: datetime = Field(description="when it happened, as reported")
     received_at: datetime = Field(description="when it was stored")
-    session_id: str | None
-    request_id: str | None
+    session_id: str | None = Field(description="of the listening session; null: none")
+    request_id: str | None = Field(description="of the page that was shown; null: unknown")
 
 
 class InteractionPage(BaseModel):
     """What the user did, newest first."""
 
-    items: list[InteractionAnswer]
+    model_config = example(items=[DONE], next_cursor=None)
+
+    items: list[InteractionAnswer] = Field(description="at most `limit`")
     next_cursor: str | None = Field(description="null where there is no more")
 
 
 class ErasureAnswer(BaseModel):
     """What was erased."""
 
-    erased: dict[str, int] = Field(
-        description="rows of each kind; audit entries are kept without the name",
-        examples=[
-            {
-                "likes": 3,
-                "event_ids": 40,
-                "interactions": 40,
-                "impressions": 12,
-                "blocks": 0,
-                "audit_entries": 0,
-                "users": 1,
-            }
-        ],
+    model_config = example(
+        erased={
+            "likes": 3,
+            "event_ids": 40,
+            "interactions": 40,
+            "impressions": 12,
+            "blocks": 0,
+            "audit_entries": 0,
+            "users": 1,
+        }
     )
+
+    erased: dict[str, int] = Field(description="rows of each kind; audit entries are kept without the name")
 
 
 class LikeExport(BaseModel):
     """A like that stands."""
 
-    item_id: str
-    liked_at: datetime
+    item_id: str = Field(description="the caller's id")
+    liked_at: datetime = Field(description="RFC 3339, UTC")
 
 
 class ExportAnswer(BaseModel):
     """Everything that is stored about a user."""
 
+    model_config = example(
+        user=STORED,
+        likes=[{"item_id": "i42", "liked_at": "2026-03-14T09:30:00Z"}],
+        interactions=[DONE],
+        impressions=[],
+        blocks=[],
+    )
+
     user: UserAnswer | None = Field(description="null where the user was only ever shown things")
-    likes: list[LikeExport]
+    likes: list[LikeExport] = Field(description="those that stand, oldest first")
     interactions: list[InteractionAnswer] = Field(description="oldest first")
     impressions: list[dict[str, Any]] = Field(description="what was shown, oldest first")
     blocks: list[dict[str, Any]] = Field(description="items that editors keep from this user")
@@ -144,7 +170,6 @@ class ExportAnswer(BaseModel):
 BODY = TypeAdapter(UserBody)
 BODIES = TypeAdapter(Annotated[list[UserWithId], Field(max_length=1000)])
 PATCH = TypeAdapter(UserPatch)
-EXAMPLE = {"attributes": {"country": "NO"}, "preferred_categories": ["Drama", "Film-Noir"]}
 
 
 @router.put(

@@ -50,7 +50,10 @@ def activate(engine: Engine, settings: Settings, release_id: str, *, actor: str)
     return before
 
 
-def listed(engine: Engine) -> list[Row[Any]]:
-    """Every registered release, newest first."""
+def listed(engine: Engine, *, before: str | None = None, limit: int | None = None) -> list[Row[Any]]:
+    """Registered releases, newest first. before: only those older than this one, by their ids, which sort by time."""
+    statement = select(releases).order_by(releases.c.release_id.desc()).limit(limit)
+    if before is not None:
+        statement = statement.where(releases.c.release_id < before)
     with engine.connect() as db:
-        return list(db.execute(select(releases).order_by(releases.c.created_at.desc())))
+        return list(db.execute(statement))
