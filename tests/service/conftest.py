@@ -28,6 +28,15 @@ from tests.service.sample import write_sample
 
 START_SECONDS = 60
 KEYS = {"read": "read-key-of-the-tests", "write": "write-key-of-the-tests", "admin": "admin-key-of-the-tests"}
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One of xdist's workers runs all tests of the service, so that it is trained and started once."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.xdist_group("service"))
 
 
 @dataclass(frozen=True)
