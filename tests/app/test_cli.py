@@ -1,0 +1,68 @@
+"""`segue` as it is typed: what it refuses, and what it leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def environment(postgres_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "DATABASE_URL": postgres_url, "REDIS_URL": redis_url, "SEGUE_DATA_DIR": str(tmp_path)}
+
+
+def segue(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_without_a_key_it_serves_on_loopback_only(environment: dict[str, str]) -> None:
+    refused = segue(environment, "serve", "--host", "0.0.0.0")  # noqa: S104 - it must be refused
+    assert refused.returncode == 1
+    assert "SEGUE_ADMIN_KEY" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_key_is_made_listed_and_revoked(environment: dict[str, str]) -> None:
+    key = segue(environment, "keys", "create", "front-end", "--scope", "read").stdout.strip()
+    assert key.startswith("segue_")
+    listed = segue(environment, "keys", "list").stdout
+    assert "front-end" in listed
+    assert key not in listed
+    assert segue(environment, "keys", "revoke", "front-end").returncode == 0
+    assert "front-end" not in segue(environment, "keys", "list").stdout
+    assert segue(environment, "keys", "revoke", "front-end").returncode == 1
+
+
+def test_an_unknown_scope_is_named(environment: dict[str, str]) -> None:
+    refused = segue(environment, "keys", "create", "x", "--scope", "root")
+    assert refused.returncode == 1
+    assert "root" in refused.stderr
+
+
+def test_a_wrong_setting_is_named_before_anything_is_done(environment: dict[str, str]) -> None:
+    refused = segue({**environment, "SEGUE_FEEDBACK_WEIGHTS": json.dumps({"stare": 1})}, "migrate")
+    assert refused.returncode == 1
+    assert "stare" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_folder_that_is_no_data_set_is_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    refused = segue(environment, "import", "movielens", str(tmp_path))
+    assert refused.returncode == 1
+    assert str(tmp_path) in refused.stderr.replace("\n", "")
+
+
+def test_a_release_that_is_not_there_is_refused(environment: dict[str, str]) -> None:
+    refused = segue(environment, "releases", "activate", "2020-01-01T00-00-00Z-0000")
+    assert refused.returncode == 1
+    assert "does not exist" in refused.stderr
+
+
+def test_training_on_nothing_says_what_to_do(environment: dict[str, str]) -> None:
+    refused = segue(environment, "train")
+    assert refused.returncode == 1
+    assert "segue import" in refused.stderr.replace("\n", " ")
