@@ -29,7 +29,7 @@ ResourcesDep = Annotated[Resources, Depends(get_resources)]
 async def get_caller(resources: ResourcesDep, presented: Annotated[str | None, Security(_header)]) -> ApiKey:
     """The key that the request came with. Raises Unauthorized without a known one."""
     keys = resources.keys
-    if not keys.keys:
+    if keys.is_open:
         return ANYONE
     if not presented:
         raise Unauthorized("header X-API-Key: missing")

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from app.errors import Invalid, NotFound
 from app.settings import Settings
-from app.storage import tables
+from app.storage import audit, tables
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -30,9 +30,14 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """Every key that opens something now. Without any, the service is open and stays on loopback."""
+    """Every key that opens something now.
+
+    is_open: no key was ever made, so that nobody needs one; the service then stays on loopback. Revoking the last
+    key leaves a closed door, not an open one.
+    """
 
     keys: tuple[ApiKey, ...]
+    is_open: bool
 
     def find(self, presented: str) -> ApiKey | None:
         """The key with this text. Always looks at all of them, so that time tells nothing."""
@@ -56,21 +61,21 @@ def configured(settings: Settings) -> tuple[ApiKey, ...]:
         ("SEGUE_ADMIN_KEY", settings.admin_key, set(SCOPES)),
     )
     return tuple(
-        ApiKey(name, digest_of(key.get_secret_value()), frozenset(scopes))
-        for name, key, scopes in given
-        if key
+        ApiKey(name, digest_of(key.get_secret_value()), frozenset(scopes)) for name, key, scopes in given if key
     )
 
 
 def load(db: Connection, settings: Settings) -> KeyRing:
     """The keys of the environment and those of the table that were not revoked."""
-    table = tables.api_keys
-    rows = db.execute(select(table).where(table.c.revoked_at.is_(None)).order_by(table.c.id))
-    stored = tuple(ApiKey(row.name, bytes(row.key_hash), frozenset(row.scopes)) for row in rows)
-    return KeyRing(configured(settings) + stored)
+    rows = db.execute(select(tables.api_keys).order_by(tables.api_keys.c.id)).all()
+    stored = tuple(
+        ApiKey(row.name, bytes(row.key_hash), frozenset(row.scopes)) for row in rows if row.revoked_at is None
+    )
+    keys = configured(settings) + stored
+    return KeyRing(keys, is_open=not keys and not rows)
 
 
-def create(db: Connection, *, name: str, scopes: Iterable[str]) -> str:
+def create(db: Connection, *, actor: str, name: str, scopes: Iterable[str]) -> str:
     """Stores a new key and returns its text, which is shown this once.
 
     Raises Invalid for an unknown scope or none at all.
@@ -82,16 +87,24 @@ def create(db: Connection, *, name: str, scopes: Iterable[str]) -> str:
     granted = list(SCOPES) if "admin" in wanted else wanted
     key = f"segue_{secrets.token_urlsafe(32)}"
     db.execute(insert(tables.api_keys).values(name=name, scopes=granted, key_hash=digest_of(key)))
+    audit.record(db, actor=actor, action="key.create", subject=f"key:{name}", after={"scopes": granted})
+    _bump(db)
     return key
 
 
-def revoke(db: Connection, *, name: str) -> int:
+def revoke(db: Connection, *, actor: str, name: str) -> int:
     """Revokes every key of this name; how many. Raises NotFound where there is none."""
     table = tables.api_keys
-    statement = (
-        update(table).where(table.c.name == name, table.c.revoked_at.is_(None)).values(revoked_at=tables.NOW)
-    )
+    statement = update(table).where(table.c.name == name, table.c.revoked_at.is_(None)).values(revoked_at=tables.NOW)
     revoked = db.execute(statement).rowcount
     if not revoked:
         raise NotFound(f"no active API key is named {name!r}")
+    audit.record(db, actor=actor, action="key.revoke", subject=f"key:{name}", before={"keys": revoked})
+    _bump(db)
     return revoked
+
+
+def _bump(db: Connection) -> None:
+    """Workers load the keys again when this version differs; `catalog.versions`, which stands above, reads it."""
+    table = tables.versions
+    db.execute(update(table).where(table.c.name == "keys").values(seq=table.c.seq + 1))
