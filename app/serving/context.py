@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 REDIS_PAUSE_SECONDS = 1.0
 """After a failure Redis is left alone for this long, so that a dead one does not slow every request down."""
+POSTGRES_SECONDS = 2.0
+"""A request waits no longer for Postgres before it is answered without the user's past."""
+POSTGRES_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ class ContextReader:
         self._cache_sync = cache_sync
         self._settings = settings
         self._paused_until = 0.0
-        self._loading: dict[str, asyncio.Task[UserView]] = {}
+        self._postgres_paused_until = 0.0
+        self._loading: dict[tuple[str, str, bytes | None], asyncio.Task[UserView]] = {}
         self.cache_version = cache_version
 
     async def read(self, user_id: str) -> UserContext:
@@ -66,6 +71,15 @@ class ContextReader:
             except (RedisError, OSError) as error:
                 self.pause_redis(error)
         return UserContext(user_id, await self._from_postgres(user_id), None)
+
+    async def versions(self) -> Mapping[str, str] | None:
+        """The versions that Redis knows, for answers that need no user; None where Redis could not tell."""
+        if time.monotonic() >= self._paused_until:
+            try:
+                return _versions(await self._cache.hgetall(VERSIONS_KEY))
+            except (RedisError, OSError) as error:
+                self.pause_redis(error)
+        return None
 
     def pause_redis(self, error: Exception) -> None:
         telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
@@ -90,20 +104,22 @@ class ContextReader:
             pipe.hgetall(VERSIONS_KEY)
             pipe.hgetall(user_state.view_key(self.cache_version, user_id))
             versions, raw = await pipe.execute()
-        return {name.decode(): version.decode() for name, version in versions.items()}, raw
+        return _versions(versions), raw
 
     async def _rebuilt(self, user_id: str, generation: bytes | None, installable: bool) -> UserView | None:
-        """The view from Postgres, loaded once however many requests wait for it."""
-        task = self._loading.get(user_id)
+        """The view from Postgres, loaded once however many requests wait for it.
+
+        A load that began before the user's last event must not answer after it: the generation tells them apart.
+        """
+        load = (self.cache_version, user_id, generation)
+        task = self._loading.get(load)
         if task is None:
+            if time.monotonic() < self._postgres_paused_until:
+                return None
             task = asyncio.create_task(self._rebuild(user_id, generation, installable))
-            self._loading[user_id] = task
-            task.add_done_callback(lambda _: self._loading.pop(user_id, None))
-        try:
-            return await asyncio.shield(task)
-        except SQLAlchemyError as error:
-            self._report_postgres(error)
-            return None
+            self._loading[load] = task
+            task.add_done_callback(lambda _: self._loading.pop(load, None))
+        return await self._in_time(task)
 
     async def _rebuild(self, user_id: str, generation: bytes | None, installable: bool) -> UserView:
         telemetry.VIEW_READS.labels("postgres").inc()
@@ -119,17 +135,29 @@ class ContextReader:
         )
 
     async def _from_postgres(self, user_id: str) -> UserView | None:
+        if time.monotonic() < self._postgres_paused_until:
+            return None
         telemetry.VIEW_READS.labels("postgres").inc()
+        return await self._in_time(asyncio.create_task(asyncio.to_thread(self._load, user_id)))
+
+    async def _in_time(self, loading: asyncio.Task[UserView]) -> UserView | None:
+        """What Postgres answers; None where it fails or is too slow, and then it is left alone for a moment."""
         try:
-            return await asyncio.to_thread(self._load, user_id)
-        except SQLAlchemyError as error:
-            self._report_postgres(error)
+            async with asyncio.timeout(POSTGRES_SECONDS):
+                return await asyncio.shield(loading)
+        except (SQLAlchemyError, TimeoutError) as error:
+            self._pause_postgres(error)
             return None
 
     def _load(self, user_id: str) -> UserView:
         with self._engine.connect() as db:
             return user_state.load(db, user_id, self._settings)
 
-    def _report_postgres(self, error: Exception) -> None:
+    def _pause_postgres(self, error: Exception) -> None:
         telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-        log.warning("Postgres: %s", error)
+        log.warning("Postgres: %s; users are strangers for %.0f s", error or "no answer", POSTGRES_PAUSE_SECONDS)
+        self._postgres_paused_until = time.monotonic() + POSTGRES_PAUSE_SECONDS
+
+
+def _versions(raw: Mapping[Any, Any]) -> dict[str, str]:
+    return {name.decode(): version.decode() for name, version in raw.items()}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.catalog import rules, snapshot, versions
@@ -33,6 +35,10 @@ Rows = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 BEFORE_ANSWERING = ("rules", "deletions")
 """Versions that a request must not be older than: a block or a deletion counts on the next answer."""
+CATCH_UP_SECONDS = 2.0
+"""A request waits no longer for Postgres before it is answered from the last inventory."""
+PAUSE_SECONDS = 1.0
+"""After a failure requests do not wait for Postgres for this long; the refresher goes on trying."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Inventory:
     """One consistent state that a request works on from its first step to its last.
 
     showable: bool[n + m] by position: exists, and no block without scope or times forbids it
+    is_stale: known to be older than what was committed, while Postgres could not be asked
     """
 
     release: ServedRelease
@@ -48,6 +55,7 @@ class Inventory:
     keys: KeyRing
     versions: Mapping[str, str]
     showable: Mask
+    is_stale: bool = False
 
     @classmethod
     def of(
@@ -85,6 +93,7 @@ class InventoryHost:
         self._lock = threading.Lock()
         self._catching_up: asyncio.Task[None] | None = None
         self._settled: Mapping[str, str] = {}
+        self._paused_until = 0.0
         with engine.connect() as db:
             self.models = ModelHost(settings.releases_dir, database_id(db))
             self.current = self._loaded(db)
@@ -95,15 +104,32 @@ class InventoryHost:
 
         known: versions that came with the user's context; None where Redis is away (the refresher then
         looks into Postgres itself, every `refresh_seconds`)
-        Raises the database's errors only to the log: the last inventory serves.
+        Where Postgres does not answer, the last inventory serves, and says that it is stale.
         """
         if known is None or known == self._settled or not self.current.is_behind(known):
             return self.current
+        if time.monotonic() < self._paused_until:
+            return replace(self.current, is_stale=True)
+        try:
+            async with asyncio.timeout(CATCH_UP_SECONDS):
+                await self._catch_up(known)
+        except (SQLAlchemyError, TimeoutError) as error:
+            telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+            log.warning("Postgres: %s; answering from the last inventory", error or "no answer in time")
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            return replace(self.current, is_stale=True)
+        self._settled = known
+        return self.current
+
+    async def _catch_up(self, known: Mapping[str, str]) -> None:
+        """A refresh that is under way may have looked before the change that `known` tells of: then one more."""
+        if self._catching_up is not None and not self._catching_up.done():
+            await asyncio.shield(self._catching_up)
+            if not self.current.is_behind(known):
+                return
         if self._catching_up is None or self._catching_up.done():
             self._catching_up = asyncio.create_task(asyncio.to_thread(self.refresh))
         await asyncio.shield(self._catching_up)
-        self._settled = known
-        return self.current
 
     def refresh(self) -> None:
         """Brings everything up to date from Postgres and the releases folder, then tells Redis."""
@@ -115,8 +141,9 @@ class InventoryHost:
     def _loaded(self, db: Connection) -> Inventory:
         old: Inventory | None = getattr(self, "current", None)
         now = versions.read(db)
-        catalog, changed = snapshot.refresh(db, old.catalog if old else CatalogSnapshot.empty())
+        # Before the catalogue, which then knows every item that a rule speaks of.
         current_rules = old.rules if old and old.rules.version == now["rules"] else rules.load(db)
+        catalog, changed = snapshot.refresh(db, old.catalog if old else CatalogSnapshot.empty())
         current_keys = old.keys if old and old.versions["keys"] == now["keys"] else keys.load(db, self._settings)
         release = self._release(db, old, catalog, changed)
         if old and release is old.release and not len(changed) and now == old.versions:

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import telemetry
-from app.errors import Conflict, NotFound
 from app.storage.release_files import current_id, load_checked
-from models.artifacts import ArtifactError, LoadedRelease
+from models.artifacts import LoadedRelease
 from models.contracts import Recommender
 from models.data.dataset import ItemTable
 
@@ -111,7 +110,7 @@ class ModelHost:
             return None
         try:
             release = ServedRelease.of(named, load_checked(self._folder, named, self._database_id))
-        except (ArtifactError, Conflict, NotFound) as error:
+        except Exception as error:  # noqa: BLE001 - a damaged release may raise anything; rules and keys must not wait
             self._refused, self.failure = attempt, f"release {named}: {error}"
             telemetry.RELEASE_FAILURES.inc()
             log.error("release %s is not served: %s", named, error)

@@ -140,8 +140,8 @@ def rank(ask: Ask, context: UserContext, inventory: Inventory, query: Query, *, 
 
 
 def _route_of(decision: routing.Decision, retrieved: Retrieved, inventory: Inventory) -> str:
-    """`degraded` where there is no release, or where the recommender that should lead is missing."""
-    lost = inventory.release.release_id is None or decision.chain[0] in retrieved.missing
+    """`degraded` where there is no release, the rules are stale, or the recommender that should lead is missing."""
+    lost = inventory.release.release_id is None or inventory.is_stale or decision.chain[0] in retrieved.missing
     return "degraded" if lost and decision.route != "forced" else decision.route
 
 

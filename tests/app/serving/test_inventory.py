@@ -1,0 +1,108 @@
+"""A request is never answered from older rules than it was told of, and always answered."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from app.catalog import versions
+from app.serving import inventory
+from app.serving.inventory import InventoryHost
+from app.settings import Settings
+from app.storage import keys
+
+
+@pytest.fixture
+def host(engine: Engine, redis_url: str, tmp_path: Path) -> Iterator[InventoryHost]:
+    with redis.Redis.from_url(redis_url) as cache:
+        yield InventoryHost(engine, cache, Settings(data_dir=tmp_path))
+
+
+def changed_rules(engine: Engine) -> dict[str, str]:
+    with engine.begin() as db:
+        versions.bump(db, "rules")
+        return versions.read(db)
+
+
+def test_a_refresh_that_began_before_the_change_does_not_count_for_it(
+    host: InventoryHost, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh = host.refresh
+
+    def slow() -> None:
+        refresh()
+        time.sleep(0.3)
+
+    monkeypatch.setattr(host, "refresh", slow)
+    before = changed_rules(engine)
+
+    async def scenario() -> None:
+        early = asyncio.create_task(host.caught_up(before))
+        await asyncio.sleep(0.15)
+        after = await asyncio.to_thread(changed_rules, engine)
+        late = await host.caught_up(after)
+        await early
+        assert late.versions["rules"] == after["rules"]
+
+    asyncio.run(scenario())
+
+
+def test_without_postgres_the_last_inventory_serves_and_says_so(
+    host: InventoryHost, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = changed_rules(engine)
+    asked = []
+
+    def fail() -> None:
+        asked.append(1)
+        raise OperationalError("select", {}, Exception("away"))
+
+    with monkeypatch.context() as away:
+        away.setattr(host, "refresh", fail)
+        for _ in range(3):
+            assert asyncio.run(host.caught_up(known)).is_stale
+    assert len(asked) == 1, "a dead Postgres is not asked by every request"
+    monkeypatch.setattr(inventory, "PAUSE_SECONDS", 0.0)
+    host._paused_until = 0.0
+    assert not asyncio.run(host.caught_up(known)).is_stale
+
+
+def test_without_an_answer_in_time_the_last_inventory_serves(
+    host: InventoryHost, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "CATCH_UP_SECONDS", 0.05)
+    monkeypatch.setattr(host, "refresh", lambda: time.sleep(0.5))
+    assert asyncio.run(host.caught_up(changed_rules(engine))).is_stale
+
+
+def test_a_key_is_known_after_it_was_made_and_unknown_after_it_was_revoked(host: InventoryHost, engine: Engine) -> None:
+    assert host.current.keys.is_open
+    with engine.begin() as db:
+        key = keys.create(db, actor="tests", name="app", scopes=["read"])
+    host.refresh()
+    assert host.current.keys.find(key) is not None
+    with engine.begin() as db:
+        keys.revoke(db, actor="tests", name="app")
+    host.refresh()
+    assert host.current.keys.find(key) is None
+    assert not host.current.keys.is_open, "revoking the last key must not open the door"
+
+
+def test_a_release_that_breaks_in_an_unforeseen_way_leaves_everything_else_fresh(
+    host: InventoryHost, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def breaks(*_: object) -> None:
+        raise KeyError("database_id")
+
+    monkeypatch.setattr("app.serving.model_host.load_checked", breaks)
+    (tmp_path / "releases").mkdir()
+    (tmp_path / "releases" / "current").write_text("damaged")
+    known = changed_rules(engine)
+    host.refresh()
+    assert host.current.versions["rules"] == known["rules"]
+    assert "damaged" in str(host.models.failure)
