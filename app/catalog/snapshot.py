@@ -44,6 +44,7 @@ class CatalogSnapshot:
     creators:   int32[n], codes of `creator_codes`
     categories: the categories of each row
     by_category: rows of each category, sorted
+    changed_xids: int64[n], the transaction that changed each row last
     """
 
     ids: tuple[str, ...]
@@ -55,12 +56,13 @@ class CatalogSnapshot:
     by_category: dict[str, Rows]
     kind_codes: Vocabulary
     creator_codes: Vocabulary
+    changed_xids: NDArray[np.int64]
     xmin: int
 
     @classmethod
     def empty(cls) -> CatalogSnapshot:
-        nothing = np.empty(0, np.int32)
-        return cls((), {}, np.empty(0, np.bool_), nothing, nothing, (), {}, Vocabulary({}), Vocabulary({}), 0)
+        nothing, words = np.empty(0, np.int32), Vocabulary({})
+        return cls((), {}, np.empty(0, np.bool_), nothing, nothing, (), {}, words, words, np.empty(0, np.int64), 0)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,7 +92,7 @@ class CatalogSnapshot:
 
 
 def refresh(db: Connection, old: CatalogSnapshot) -> tuple[CatalogSnapshot, Rows]:
-    """The snapshot of now, and which rows differ from `old`; `old` itself where nothing does.
+    """The snapshot of now, and which rows changed since `old`, in what is kept here or in their content.
 
     Rows are found by the transaction that changed them: sequence numbers are handed out in another order
     than transactions commit in, so a reader that goes by them misses rows.
@@ -99,29 +101,15 @@ def refresh(db: Connection, old: CatalogSnapshot) -> tuple[CatalogSnapshot, Rows
     # Read before the rows: what commits in between is found again the next time, harmlessly.
     xmin = int(db.execute(select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text))).scalar_one())
     changed_since: ColumnElement[int] = literal_column(f"'{old.xmin}'::xid8")
-    columns = (table.c.row, table.c.item_id, table.c.kind, table.c.creator, table.c.categories, table.c.deleted_at)
+    columns = (
+        table.c.row, table.c.item_id, table.c.kind, table.c.creator, table.c.categories, table.c.deleted_at,
+        cast(table.c.changed_xid, Text).label("changed_xid"),
+    )  # fmt: skip
     changed = db.execute(select(*columns).where(table.c.changed_xid >= changed_since).order_by(table.c.row)).all()
-    fresh = [row for row in changed if _differs(old, row)]
+    fresh = [row for row in changed if row.row >= len(old) or old.changed_xids[row.row] != int(row.changed_xid)]
     if not fresh:
         return replace(old, xmin=xmin), np.empty(0, np.int32)
     return _apply(old, fresh, xmin), np.array([row.row for row in fresh], np.int32)
-
-
-def _differs(old: CatalogSnapshot, row: Any) -> bool:
-    if row.row >= len(old) or not old.ids[row.row]:
-        return True
-    known = (
-        bool(old.exists[row.row]),
-        old.categories[row.row],
-        int(old.kinds[row.row]),
-        int(old.creators[row.row]),
-    )
-    return known != (
-        row.deleted_at is None,
-        tuple(row.categories),
-        old.kind_codes.code(row.kind),
-        old.creator_codes.code(row.creator),
-    )
 
 
 def _apply(old: CatalogSnapshot, changed: Sequence[Any], xmin: int) -> CatalogSnapshot:
@@ -129,16 +117,17 @@ def _apply(old: CatalogSnapshot, changed: Sequence[Any], xmin: int) -> CatalogSn
     kind_codes = old.kind_codes.with_words(row.kind for row in changed)
     creator_codes = old.creator_codes.with_words(row.creator for row in changed)
     ids, categories = [*old.ids, *[""] * (size - len(old))], [*old.categories, *[()] * (size - len(old))]
-    exists, kinds, creators = (
+    exists, kinds, creators, changed_xids = (
         _grown(old.exists, size, False),
         _grown(old.kinds, size, UNKNOWN),
         _grown(old.creators, size, UNKNOWN),
+        _grown(old.changed_xids, size, 0),
     )
     touched: set[str] = set()
     for row in changed:
         touched.update(categories[row.row], row.categories)
         ids[row.row], categories[row.row] = row.item_id, tuple(row.categories)
-        exists[row.row] = row.deleted_at is None
+        exists[row.row], changed_xids[row.row] = row.deleted_at is None, int(row.changed_xid)
         kinds[row.row], creators[row.row] = kind_codes.code(row.kind), creator_codes.code(row.creator)
     return CatalogSnapshot(
         ids=tuple(ids),
@@ -150,6 +139,7 @@ def _apply(old: CatalogSnapshot, changed: Sequence[Any], xmin: int) -> CatalogSn
         by_category=old.by_category | _rows_by_category(categories, touched, old.by_category, changed),
         kind_codes=kind_codes,
         creator_codes=creator_codes,
+        changed_xids=changed_xids,
         xmin=xmin,
     )
 

@@ -67,3 +67,10 @@ def test_a_transaction_that_commits_late_is_not_missed(engine: Engine) -> None:
     snapshot, changed = refreshed(engine, snapshot)
     assert changed == ["late"]
     assert snapshot.row("late") is not None
+
+
+def test_an_item_whose_text_alone_changed_is_among_the_changed(engine: Engine) -> None:
+    add(engine, "a", "Drama")
+    first, _ = refreshed(engine)
+    run(engine, "update items set text = 'a heist in Rome'" + TOUCH, id="a")
+    assert refreshed(engine, first)[1] == ["a"]
