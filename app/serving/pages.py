@@ -20,13 +20,14 @@ from app.errors import Gone, Invalid
 from app.serving.slate import Shown
 from models.contracts import Reason
 
-RECENT = 2_000
-"""Slates that a worker also keeps itself: the next page mostly comes from it, and Redis may be away."""
+RECENT_ITEMS = 200_000
+"""Items of slates that a worker also keeps itself, about 40 MB: the next page mostly comes from it, and Redis may
+be away."""
 FLUSH_SECONDS = 0.01
 FRESH_SECONDS = 2.0
 """A cursor younger than this may have come before its slate: its reader waits a moment."""
 
-_CURSOR = re.compile(r"^[0-9a-f]{8}[A-Za-z0-9_-]{16}$")
+_CURSOR = re.compile(r"[0-9a-f]{8}[A-Za-z0-9_-]{16}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class PageStore:
     def __init__(self, cache: redis.asyncio.Redis, *, ttl_seconds: int) -> None:
         self._cache = cache
         self._ttl = ttl_seconds
-        self._recent: OrderedDict[str, tuple[float, Pinned]] = OrderedDict()
+        self._recent: OrderedDict[str, Pinned] = OrderedDict()
+        self._recent_items = 0
         self._unwritten: dict[str, Pinned] = {}
         self._flushing: asyncio.Task[None] | None = None
 
@@ -70,7 +72,7 @@ class PageStore:
 
     async def get(self, cursor: str, endpoint: str) -> Pinned:
         """Raises Invalid for what was never a cursor of this endpoint, Gone for one that has expired."""
-        if not _CURSOR.match(cursor):
+        if not _CURSOR.fullmatch(cursor):
             raise Invalid.field(("query", "cursor"), "not a cursor of this service; use next_cursor as it came")
         pinned = await self._find(cursor)
         if pinned is None:
@@ -84,24 +86,28 @@ class PageStore:
             await self._flushing
 
     async def _find(self, cursor: str) -> Pinned | None:
-        issued = int(cursor[:8], 16)
-        if time.time() - issued > self._ttl:
+        age = time.time() - int(cursor[:8], 16)
+        if age > self._ttl:
             return None
         known = self._recent.get(cursor)
         if known is not None:
-            return known[1]
+            return known
+        # A time of issue ahead of ours is another worker's clock, or forged: neither is worth a longer wait.
+        deadline = time.monotonic() + min(FRESH_SECONDS - age, FRESH_SECONDS)
         while True:
             raw = await self._cache.get(_key(cursor))
             if isinstance(raw, bytes):
                 return _decode(raw)
-            if time.time() - issued > FRESH_SECONDS:
+            if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.05)
 
     def _remember(self, cursor: str, pinned: Pinned) -> None:
-        self._recent[cursor] = (time.time(), pinned)
-        while len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        self._recent[cursor] = pinned
+        self._recent_items += len(pinned.remaining) + len(pinned.given)
+        while self._recent_items > RECENT_ITEMS and len(self._recent) > 1:
+            _, oldest = self._recent.popitem(last=False)
+            self._recent_items -= len(oldest.remaining) + len(oldest.given)
 
     async def _flush(self) -> None:
         while self._unwritten:

@@ -50,7 +50,10 @@ class WindowCounts:
             counted_at, counts = self._kept.get(window, (0.0, np.empty(0, np.float32)))
             if time.monotonic() - counted_at > KEPT_SECONDS or not counted_at:
                 counts = self._count(window)
-                self._kept[window] = (time.monotonic(), counts)
+                now = time.monotonic()
+                # There are 9,000 windows to ask for: what is no longer fresh goes.
+                self._kept = {each: kept for each, kept in self._kept.items() if now - kept[0] <= KEPT_SECONDS}
+                self._kept[window] = (now, counts)
             return counts
 
     def _count(self, window: timedelta | None) -> NDArray[np.float32]:

@@ -1,0 +1,69 @@
+"""Cursors: what is pinned comes back, and what was never given out answers at once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis.asyncio
+
+from app.errors import Gone, Invalid
+from app.serving import pages
+from app.serving.pages import PageStore, Pinned
+from app.serving.slate import Shown
+from models.contracts import Reason
+
+PINNED = Pinned(
+    "recommend", {"user_id": "u"}, "new", "blend", "r", {}, (1, 2), (Shown(3, 0.5, "blend", False, Reason("taste", 7)),)
+)
+
+
+@asynccontextmanager
+async def store(url: str) -> AsyncIterator[PageStore]:
+    async with redis.asyncio.Redis.from_url(url) as cache:
+        opened = PageStore(cache, ttl_seconds=1800)
+        yield opened
+        await opened.close()
+
+
+def test_another_process_finds_the_slate_under_its_cursor(redis_url: str) -> None:
+    async def scenario() -> Pinned:
+        async with store(redis_url) as first, store(redis_url) as second:
+            return await second.get(first.put(PINNED), "recommend")
+
+    assert asyncio.run(scenario()) == PINNED
+
+
+def test_a_cursor_from_the_future_does_not_keep_its_reader_waiting(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with store(redis_url) as opened, asyncio.timeout(2 * pages.FRESH_SECONDS):
+            with pytest.raises(Gone):
+                await opened.get("ffffffff" + "A" * 16, "recommend")
+
+    asyncio.run(scenario())
+
+
+def test_an_old_cursor_is_gone_and_a_strangers_is_invalid(redis_url: str) -> None:
+    async def scenario() -> None:
+        async with store(redis_url) as opened:
+            with pytest.raises(Gone):
+                await opened.get(f"{int(time.time()) - 1801:08x}" + "A" * 16, "recommend")
+            with pytest.raises(Invalid):
+                await opened.get("not a cursor", "recommend")
+            with pytest.raises(Invalid):
+                await opened.get(opened.put(PINNED), "popular")
+
+    asyncio.run(scenario())
+
+
+def test_what_a_process_keeps_itself_is_bounded_by_items(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "RECENT_ITEMS", 7)
+
+    async def scenario() -> int:
+        async with store(redis_url) as opened:
+            for _ in range(10):
+                opened.put(PINNED)
+            return len(opened._recent)
+
+    assert asyncio.run(scenario()) == 2
