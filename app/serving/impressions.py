@@ -6,16 +6,21 @@ import logging
 import queue
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import psycopg2
 from psycopg2.extras import Json, execute_values
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.catalog import rules
+from app.catalog.users import erased_at
+from app.feedback.dirty_marks import ERASURE_LOCK
 from app.serving.slate import Shown
 
 log = logging.getLogger(__name__)
@@ -23,6 +28,8 @@ log = logging.getLogger(__name__)
 BATCH = 500
 LINGER_SECONDS = 0.2
 ATTEMPTS = 5
+_ABOUT_POSTGRES = (SQLAlchemyError, psycopg2.OperationalError, psycopg2.InterfaceError)
+"""The server is at fault, not what it was asked to store; execute_values raises psycopg2's own errors."""
 
 _INSERT = """
 INSERT INTO impressions (request_id, shown_at, user_id, surface, route, recommender, release, variants,
@@ -87,7 +94,8 @@ class ImpressionWriter:
     def close(self, timeout_seconds: float = 10) -> None:
         """Writes what is queued and stops."""
         self._closing.set()
-        self._queue.put(None)
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=timeout_seconds)
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
@@ -116,20 +124,32 @@ class ImpressionWriter:
         for attempt in range(ATTEMPTS):
             try:
                 self._insert(batch)
-            except SQLAlchemyError as error:
+            except _ABOUT_POSTGRES as error:
                 telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
                 log.warning("impressions: attempt %d of %d failed: %s", attempt + 1, ATTEMPTS, error)
                 self._closing.wait(2**attempt * 0.1)
-            except Exception:
-                log.exception("impressions: a batch of %d can't be written", len(batch))
-                break
+            except Exception as error:  # noqa: BLE001 - the thread must survive, and one page must not cost the others
+                self._write_apart(batch, error)
+                return
             else:
                 telemetry.IMPRESSIONS_WRITTEN.inc(len(batch))
                 return
         self._lost(batch)
 
-    def _insert(self, batch: list[Impression]) -> None:
+    def _write_apart(self, batch: list[Impression], error: Exception) -> None:
+        """What can't be stored is lost alone."""
+        if len(batch) > 1:
+            for impression in batch:
+                self._write([impression])
+        else:
+            log.error("impressions: %s can't be written", batch[0].request_id, exc_info=error)
+            self._lost(batch)
+
+    def _insert(self, batch: Sequence[Impression]) -> None:
         with self._engine.begin() as db:
+            batch = _without_erased(db, batch)
+            if not batch:
+                return
             cursor = db.connection.cursor()
             execute_values(cursor, _INSERT, [impression.values() for impression in batch], page_size=BATCH)
             promoted = Counter(shown.row for impression in batch for shown in impression.items if shown.promoted)
@@ -139,3 +159,10 @@ class ImpressionWriter:
         for impression in batch:
             for variant in impression.variants.values() or ("",):
                 telemetry.IMPRESSIONS_LOST.labels(variant).inc()
+
+
+def _without_erased(db: Connection, batch: Sequence[Impression]) -> list[Impression]:
+    """Not what was shown to users who were erased since. Erasures wait until this transaction is over."""
+    db.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(%(lock)s)", {"lock": ERASURE_LOCK})
+    erased = erased_at(db, list({impression.user_id for impression in batch}))
+    return [each for each in batch if each.user_id not in erased or erased[each.user_id] < each.shown_at]
