@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import time
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import telemetry
-from app.api.problems import problem
+from app.api.problems import bug, problem
 from app.errors import TooLarge
 from app.serving.request_ids import new_request_id
 
@@ -26,14 +27,14 @@ class Surroundings:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status, has_begun = time.perf_counter(), 500, False
         headers = dict(scope["headers"])
         request_id = _valid_id(headers.get(b"x-request-id"))
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
@@ -44,6 +45,11 @@ class Surroundings:
                 await self._app(scope, self._bounded(receive), send_with_id)
         except _BodyTooLarge:
             await self._refuse(scope, receive, send_with_id)
+        except Exception as error:
+            if has_begun:
+                raise
+            # Starlette's own layer for this lies outside of this one: its answer would have no id.
+            await bug(Request(scope), error)(scope, receive, send_with_id)
         finally:
             route = scope.get("route")
             path = getattr(route, "path", "unmatched")

@@ -98,7 +98,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OperationalError, _postgres)
     app.add_exception_handler(PoolTimeoutError, _postgres)
     app.add_exception_handler(DBAPIError, _postgres)
-    app.add_exception_handler(Exception, _bug)
+    app.add_exception_handler(Exception, bug)
 
 
 def _describe(app: FastAPI) -> None:
@@ -147,12 +147,12 @@ def _redis(_: Request, error: Exception) -> Response:
 
 def _postgres(request: Request, error: Exception) -> Response:
     if isinstance(error, DBAPIError) and not (isinstance(error, OperationalError) or error.connection_invalidated):
-        return _bug(request, error)
+        return bug(request, error)
     telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
     log.warning("Postgres: %s", error)
     return problem(503, Unavailable.title, "Postgres does not answer; retry", headers={"Retry-After": "1"})
 
 
-def _bug(request: Request, error: Exception) -> Response:
+def bug(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return problem(500, SegueError.title, "The service failed on this request; its log has the reason")
