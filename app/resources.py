@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from app import telemetry
 from app.feedback.ingest import Ingest
+from app.orphans import ending_with, serving_parent
 from app.serving.context import ContextReader
 from app.serving.impressions import ImpressionWriter
 from app.serving.inventory import InventoryHost
@@ -119,7 +121,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         pages = PageStore(cache, ttl_seconds=settings.cursor_ttl_seconds)
         stack.push_async_callback(pages.close)
         stack.enter_context(_refreshed(inventories, settings.refresh_seconds))
-        stack.enter_context(_leaves_with_parent())
+        # uvicorn's workers outlive a killed parent.
+        stack.enter_context(ending_with(serving_parent(), _terminate))
         yield Resources(
             settings=settings,
             engine=engine,
@@ -162,26 +165,8 @@ class _refreshed:  # noqa: N801 - a context manager, named like one
                 log.exception("not refreshed")
 
 
-class _leaves_with_parent:  # noqa: N801 - a context manager, named like one
-    """Ends this worker when the process that started it dies: uvicorn's workers outlive a killed parent."""
-
-    def __init__(self) -> None:
-        self._parent = int(os.environ.get("SEGUE_PARENT_PID", "0"))
-        self._stop = threading.Event()
-
-    def __enter__(self) -> None:
-        if self._parent:
-            threading.Thread(target=self._watch, name="parent-watch", daemon=True).start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(1):
-            if os.getppid() != self._parent and os.getpid() != self._parent:
-                log.warning("the parent process is gone; stopping")
-                os.kill(os.getpid(), 15)
-                return
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _first_line(error: Exception) -> str:

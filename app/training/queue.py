@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import signal
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -13,8 +18,10 @@ from rq import Queue, SpawnWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from sqlalchemy import Engine, RowMapping, delete, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import NotFound
+from app.orphans import ending_with, serving_parent
 from app.settings import Settings
 from app.storage.database import open_engine
 from app.storage.tables import NOW, jobs
@@ -23,6 +30,8 @@ log = logging.getLogger(__name__)
 
 QUEUE = "segue-jobs"
 LONGEST_JOB_SECONDS = 6 * 3600
+FORCE_SECONDS = 2.0
+"""RQ takes a second signal for a slip of the finger within 1 s of the first."""
 Progress = Callable[[str, str, float], None]
 
 
@@ -56,7 +65,7 @@ def find_job(engine: Engine, job_id: str) -> RowMapping:
 
 
 def run_worker(settings: Settings, *, burst: bool = False) -> None:
-    """Works off jobs until it is told to stop (SIGTERM finishes the running one).
+    """Works off jobs until it is told to stop (SIGTERM finishes the running one, a second one ends it).
 
     burst: stop when the queue is empty
     """
@@ -65,11 +74,28 @@ def run_worker(settings: Settings, *, burst: bool = False) -> None:
     worker = SpawnWorker(
         [_queue(url)], connection=redis.Redis.from_url(url), serializer=JSONSerializer, log_job_description=False
     )
-    worker.work(burst=burst, with_scheduler=False, logging_level="WARNING")
+    try:
+        with ending_with(serving_parent(), _stop_now):
+            worker.work(burst=burst, with_scheduler=False, logging_level="WARNING")
+    finally:
+        with suppress(RedisError, SQLAlchemyError):
+            _fail_abandoned(settings, url)
+
+
+def _stop_now() -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(FORCE_SECONDS)
+    os._exit(1)
 
 
 def run_training(job_id: str) -> None:
-    """What the worker calls: trains as the job's row says, and writes there how it goes."""
+    """What the worker calls, in a process of its own: trains as the job's row says, and writes there how it goes."""
+    with ending_with(os.getppid(), lambda: os._exit(1)):
+        _train(job_id)
+
+
+def _train(job_id: str) -> None:
     from app.training.job import train  # noqa: PLC0415 - only the process that trains pays for the libraries
 
     settings = Settings()
@@ -114,9 +140,26 @@ def _fail_abandoned(settings: Settings, redis_url: str) -> None:
 
 
 def _is_orphan(job_id: str, connection: redis.Redis) -> bool:
+    """Whether its worker said good-bye, stopped its heartbeat, or is no longer a process of this machine.
+
+    The heartbeat of a killed worker is over only after minutes, and a service that crashed is started at once.
+    """
     job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
-    heartbeat_is_over = job.worker_name is None or not connection.exists(f"rq:worker:{job.worker_name}")
-    return bool(heartbeat_is_over)
+    worker = connection.hgetall(f"rq:worker:{job.worker_name}")
+    if not worker or b"death" in worker:
+        return True
+    is_here = worker.get(b"hostname") == socket.gethostname().encode()
+    return is_here and not _is_alive(int(worker.get(b"pid", 0)))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _update(engine: Engine, job_id: str, **values: Any) -> None:
