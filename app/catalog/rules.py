@@ -138,10 +138,12 @@ def put_block(
     """
     row = _existing_item(db, item_id)
     _check_window(window)
-    db.execute(delete(tables.blocks).where(*_scope(row, user_id, category)))
+    replaced = delete(tables.blocks).where(*_scope(row, user_id, category)).returning(tables.blocks)
+    old = db.execute(replaced).one_or_none()
     state = {"reason": reason, "user_id": user_id, "category": category}
     db.execute(insert(tables.blocks).values(item_row=row, **state, **asdict(window)))
-    audit.record(db, actor=actor, action="block.put", subject=f"item:{item_id}", after=state | _times(window))
+    before, after = _stored_block(old) if old else None, state | _times(window)
+    audit.record(db, actor=actor, action="block.put", subject=f"item:{item_id}", before=before, after=after)
     versions.bump(db, "rules")
 
 
@@ -152,8 +154,7 @@ def delete_blocks(db: Connection, *, actor: str, item_id: str) -> int:
     if not lifted:
         raise NotFound(f"item {item_id!r} is not blocked")
     for block in lifted:
-        before = {"reason": block.reason, "user_id": block.user_id, "category": block.category}
-        audit.record(db, actor=actor, action="block.delete", subject=f"item:{item_id}", before=before)
+        audit.record(db, actor=actor, action="block.delete", subject=f"item:{item_id}", before=_stored_block(block))
     versions.bump(db, "rules")
     return len(lifted)
 
@@ -223,6 +224,11 @@ def _existing_item(db: Connection, item_id: str) -> int:
 def _check_window(window: Window) -> None:
     if window.starts_at and window.ends_at and window.ends_at <= window.starts_at:
         raise Invalid.field(("body", "ends_at"), "must be later than starts_at")
+
+
+def _stored_block(row: Any) -> dict[str, Any]:
+    window = Window(row.starts_at, row.ends_at)
+    return {"reason": row.reason, "user_id": row.user_id, "category": row.category} | _times(window)
 
 
 def _stored_promotion(db: Connection, row: int) -> dict[str, Any] | None:

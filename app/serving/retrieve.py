@@ -70,7 +70,8 @@ def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:
     """`more` with scores shifted below those found: each recommender has a scale of its own."""
     if not found or not more:
         return list(more)
-    shift = found[-1].score - 1.0 - more[0].score
+    # Not the last one's: a pin, whose score says nothing, may stand there.
+    shift = min(shown.score for shown in found) - 1.0 - max(shown.score for shown in more)
     return [replace(shown, score=shown.score + shift) for shown in more]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry
 
 VERSIONS_KEY = "segue:versions"
@@ -34,7 +34,7 @@ def open_sync(url: str, *, timeout_seconds: float) -> redis.Redis:
 
 def open_async(url: str, *, timeout_seconds: float) -> redis.asyncio.Redis:
     """A client for the event loop. One retry: a connection that the server closed while idle is not news."""
-    return redis.asyncio.Redis.from_url(url, **_options(timeout_seconds))
+    return redis.asyncio.Redis.from_url(url, **_options(timeout_seconds), retry=AsyncRetry(NoBackoff(), 1))
 
 
 def publish_versions(cache: redis.Redis, versions: Mapping[str, str]) -> None:
@@ -44,13 +44,6 @@ def publish_versions(cache: redis.Redis, versions: Mapping[str, str]) -> None:
     """
     arguments = [part for pair in versions.items() for part in pair]
     cache.eval(_PUBLISH, 1, VERSIONS_KEY, *arguments)
-
-
-def is_alive(cache: redis.Redis) -> bool:
-    try:
-        return bool(cache.ping())
-    except RedisError:
-        return False
 
 
 def _options(timeout_seconds: float) -> dict[str, Any]:

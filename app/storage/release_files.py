@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from pathlib import Path
 from uuid import UUID
@@ -46,7 +47,7 @@ def current_id(releases_dir: Path) -> str | None:
 
 def point_to(releases_dir: Path, release_id: str) -> None:
     """Names the current release, atomically: readers see the old name or the new one."""
-    temporary = releases_dir / f"{POINTER}.{os.getpid()}"
+    temporary = releases_dir / f"{POINTER}.{secrets.token_hex(4)}"
     with temporary.open("w", encoding="utf-8") as file:
         file.write(release_id)
         file.flush()
