@@ -33,6 +33,7 @@ WATERMARK_SECONDS = 2.0
 _WATERMARK = re.compile(r"^[0-9]{1,19}$", re.ASCII)
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
+Surface = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items on this page")]
 Categories = Annotated[
     list[Name],
@@ -121,7 +122,7 @@ class RecommendQuery(BaseModel):
     kind: Name | None = Field(default=None, description="only items of this kind")
     creator: Name | None = Field(default=None, description="only items by this creator")
     exclude: list[ItemId] = Field(default=[], max_length=1000, description="never these items; repeatable")
-    surface: Name = Field(default="feed", description="where the slate will be shown")
+    surface: Surface = Field(default="feed", description="where the slate will be shown")
     recommender: Name | None = Field(default=None, description="force one by name")
     diversity: float = Field(default=0.0, ge=0, le=1, description="0: by relevance alone, 1: by variety alone")
     include_seen: bool = Field(default=False, description="also items that the user has interacted with")
@@ -174,10 +175,10 @@ async def popular(
     asked = {"window": window, "category": category}
     if cursor is not None:
         return await _next_items(resources, "popular", asked, cursor, limit)
-    inventory = resources.inventories.current
+    inventory = await _inventory(resources)
     counts = await asyncio.to_thread(resources.popular.counts, duration)
     found = popular_items(inventory, counts, categories=tuple(category), limit=1000)
-    return _first_items(resources, "popular", asked, found, limit)
+    return _items_page(resources, inventory, _slate(inventory, "popular", asked, found), limit)
 
 
 @router.get("/similar/{item_id}", response_model=ItemPage, summary="Items like this one")
@@ -186,8 +187,9 @@ async def similar(resources: ResourcesDep, item_id: ItemId, limit: Limit = 10, c
     asked = {"item_id": item_id}
     if cursor is not None:
         return await _next_items(resources, "similar", asked, cursor, limit)
-    found = similar_items(resources.inventories.current, item_id, limit=1000)
-    return _first_items(resources, "similar", asked, found, limit)
+    inventory = await _inventory(resources)
+    found = similar_items(inventory, item_id, limit=1000)
+    return _items_page(resources, inventory, _slate(inventory, "similar", asked, found), limit)
 
 
 @router.get("/explain", response_model=ExplanationBody, summary="Why an item is, or is not, shown to a user")
@@ -230,22 +232,23 @@ def _items(shown: tuple[Shown, ...] | list[Shown], inventory: Inventory, first_p
     ]
 
 
-def _first_items(
-    resources: Resources, endpoint: str, asked: dict[str, Any], found: list[Shown], limit: int
-) -> Response:
-    release = resources.inventories.current.release.release_id
-    return _items_page(resources, Pinned(endpoint, asked, endpoint, endpoint, release, {}, (), tuple(found)), limit)
+async def _inventory(resources: Resources) -> Inventory:
+    """What can be shown, with every block and deletion that was acknowledged before this request."""
+    return await resources.inventories.caught_up(await resources.contexts.versions())
+
+
+def _slate(inventory: Inventory, endpoint: str, asked: dict[str, Any], found: list[Shown]) -> Pinned:
+    return Pinned(endpoint, asked, endpoint, endpoint, inventory.release.release_id, {}, (), tuple(found))
 
 
 async def _next_items(resources: Resources, endpoint: str, asked: dict[str, Any], cursor: str, limit: int) -> Response:
     pinned = await resources.pages.get(cursor, endpoint)
     if pinned.asked != asked:
         raise Invalid.field(("query", "cursor"), f"was given for {pinned.asked}, not {asked}")
-    return _items_page(resources, pinned, limit)
+    return _items_page(resources, await _inventory(resources), pinned, limit)
 
 
-def _items_page(resources: Resources, pinned: Pinned, limit: int) -> Response:
-    inventory = resources.inventories.current
+def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limit: int) -> Response:
     blocked = set(inventory.rules.blocked(user_id="", categories=(), at=time.time()).tolist())
     exists = inventory.catalog.exists
     remaining = [item for item in pinned.remaining if item.row not in blocked and exists[item.row]]
