@@ -249,7 +249,8 @@ async def _next_items(resources: Resources, endpoint: str, asked: dict[str, Any]
 
 
 def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limit: int) -> Response:
-    blocked = set(inventory.rules.blocked(user_id="", categories=(), at=time.time()).tolist())
+    categories = pinned.asked.get("category", ())
+    blocked = set(inventory.rules.blocked(user_id="", categories=categories, at=time.time()).tolist())
     exists = inventory.catalog.exists
     remaining = [item for item in pinned.remaining if item.row not in blocked and exists[item.row]]
     shown, rest = remaining[:limit], remaining[limit:]
