@@ -184,3 +184,24 @@ def test_rules_and_their_history_can_be_read(a: Service, put: Put) -> None:
     assert entry["after"]["reason"] == "for the audit"
     older = a.client.get("/admin/audit", params={"limit": 1, "cursor": newest["next_cursor"]}).json()
     assert older["items"][0]["at"] <= entry["at"]
+
+
+def test_a_block_holds_in_the_next_lists_without_a_user_of_the_other_process(a: Service, b: Service, put: Put) -> None:
+    def listed(path: str, **parameters: object) -> dict:
+        return b.client.get(f"/recommend/{path}", params=parameters).json()
+
+    seed = ids(recommend(b, someone()))[0]
+    for _ in range(5):
+        for path in ("popular", f"similar/{seed}"):
+            item = ids(listed(path))[0]
+            put("blocks", item, {})
+            assert item not in ids(listed(path))
+
+
+def test_a_block_for_a_category_holds_on_the_pages_that_follow(a: Service, b: Service, put: Put) -> None:
+    asked = {"category": "Drama", "window": "all"}
+    whole = ids(b.client.get("/recommend/popular", params=asked | {"limit": 20}).json())
+    first = b.client.get("/recommend/popular", params=asked | {"limit": 5}).json()
+    put("blocks", whole[5], {"scope": {"category": "Drama"}})
+    second = b.client.get("/recommend/popular", params=asked | {"limit": 5, "cursor": first["next_cursor"]}).json()
+    assert ids(second) == whole[6:11]
