@@ -9,7 +9,19 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import telemetry
-from app.api import admin_releases, admin_rules, audit, events, items, jobs, operations, problems, recommend, users
+from app.api import (
+    admin_releases,
+    admin_rules,
+    audit,
+    events,
+    items,
+    jobs,
+    openapi,
+    operations,
+    problems,
+    recommend,
+    users,
+)
 from app.api.middleware import Surroundings
 from app.console import views
 from app.resources import open_resources
@@ -35,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Segue", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, responses=problems.PROBLEM_RESPONSES
     )
     problems.install(app)
+    openapi.install(app)
     for router in (
         operations.router, recommend.router, events.router, users.router, items.router, admin_rules.router,
         admin_releases.router, jobs.router, audit.router, views.router,

@@ -11,7 +11,6 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import models_json_schema
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -88,8 +87,7 @@ def _dump(body: dict[str, Any]) -> bytes:
 
 
 def install(app: FastAPI) -> None:
-    """Registers the one handler for each family of errors, and their shape in OpenAPI."""
-    _describe(app)
+    """Registers the one handler for each family of errors."""
     # Starlette types a handler by Exception; each here gets the kind it was registered for.
     app.add_exception_handler(SegueError, _domain)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
@@ -99,19 +97,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PoolTimeoutError, _postgres)
     app.add_exception_handler(DBAPIError, _postgres)
     app.add_exception_handler(Exception, bug)
-
-
-def _describe(app: FastAPI) -> None:
-    """Adds the schemas that PROBLEM_RESPONSES refers to; FastAPI would offer them as plain JSON too."""
-    _, schemas = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        document["components"]["schemas"] |= schemas["$defs"]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _domain(_: Request, error: SegueError) -> Response:

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 
+from app.api.bodies import example
 from app.api.dependencies import Caller, ResourcesDep, require
 from app.api.ids import ItemId, UserId
+from app.api.instants import Instant
 from app.errors import Forbidden, Invalid, Unavailable
 from app.resources import Resources
 from app.serving.explain import explain
@@ -41,58 +43,76 @@ Categories = Annotated[
 ]
 Cursor = Annotated[str | None, Query(max_length=128, description="`next_cursor` of the page before")]
 
+SHOWN = {
+    "item_id": "i42", "position": 1, "score": 0.87, "source": "als_hybrid", "promoted": False,
+    "reason": {"code": "similar_to_liked", "item_id": "i7"},
+}  # fmt: skip
+
 
 class ReasonBody(BaseModel):
     """Why an item is in the answer."""
 
-    code: ReasonCode
+    code: ReasonCode = Field(description="what speaks for the item")
     item_id: str | None = Field(default=None, description="the item that led here, where there is one")
 
 
 class RecommendedItem(BaseModel):
     """One item of a slate."""
 
-    item_id: str = Field(examples=["i42"])
+    item_id: str = Field(description="the caller's id", examples=["i42"])
     position: int = Field(ge=1, description="from 1, going on over the pages")
     score: float = Field(description="orders the unpromoted items of this answer; means nothing across answers")
     source: str = Field(description="the recommender that put it here, or `promotion`", examples=["als_hybrid"])
-    promoted: bool
-    reason: ReasonBody
+    promoted: bool = Field(description="whether a promotion pinned or boosted it")
+    reason: ReasonBody = Field(description="why it is here")
 
 
 class ExperimentBody(BaseModel):
     """An experiment that this user is in."""
 
-    key: str
-    variant: str
+    key: str = Field(description="of the experiment")
+    variant: str = Field(description="that the user is in")
 
 
 class RecommendationPage(BaseModel):
     """A page of recommendations."""
 
+    model_config = example(
+        request_id="01M80RBGW0PBSERYZ8P3B1M86S",
+        user_id="ann",
+        route="established",
+        recommender="blend",
+        release="2026-11-22T09-30-00Z-3f2a",
+        experiments=[],
+        items=[SHOWN],
+        next_cursor="6b027011tUVX8SxFLhwDWHcS",
+    )
+
     request_id: str = Field(description="ours, one per page: events tie back to it")
-    user_id: str
+    user_id: str = Field(description="as asked for")
     route: Literal["new", "few", "established", "listening", "degraded", "forced"] = Field(
         description="why this recommender was asked"
     )
-    recommender: str = Field(examples=["blend"])
-    release: str | None = Field(examples=["2026-11-22T09-30-00Z-3f2a"])
-    experiments: list[ExperimentBody]
-    items: list[RecommendedItem]
+    recommender: str = Field(description="the one that led", examples=["blend"])
+    release: str | None = Field(description="whose models answered; null: none is live")
+    experiments: list[ExperimentBody] = Field(description="that had a say in this answer")
+    items: list[RecommendedItem] = Field(description="best first; fewer than `limit` only where there is no more")
     next_cursor: str | None = Field(description="null where there is no more")
 
 
 class ItemPage(BaseModel):
     """A page of items without a user."""
 
-    items: list[RecommendedItem]
-    next_cursor: str | None
+    model_config = example(items=[SHOWN], next_cursor=None)
+
+    items: list[RecommendedItem] = Field(description="best first")
+    next_cursor: str | None = Field(description="null where there is no more")
 
 
 class SourceBody(BaseModel):
     """What one recommender says of the item."""
 
-    source: str
+    source: str = Field(description="the recommender")
     score: float | None = Field(description="null where it has no opinion")
     rank: int | None = Field(description="from 1, among the items that the request allows")
 
@@ -100,15 +120,31 @@ class SourceBody(BaseModel):
 class ExplanationBody(BaseModel):
     """Why an item is, or is not, in a user's list."""
 
-    user_id: str
-    item_id: str
-    route: str
-    recommender: str
-    release: str | None
-    shown: bool
+    model_config = example(
+        user_id="ann",
+        item_id="i42",
+        route="established",
+        recommender="blend",
+        release="2026-11-22T09-30-00Z-3f2a",
+        shown=False,
+        position=None,
+        removed_by="below_cut",
+        sources=[{"source": "popularity", "score": 0.025, "rank": 196}],
+        rules=[],
+        weights={"popularity": 1.0, "item_similarity": 0.65},
+    )
+
+    user_id: str = Field(description="as asked for")
+    item_id: str = Field(description="as asked for")
+    route: str = Field(description="as in GET /recommend")
+    recommender: str = Field(description="the one that led")
+    release: str | None = Field(description="whose models answered; null: none is live")
+    shown: bool = Field(description="whether it is on the first page")
     position: int | None = Field(description="on the first page; null where it is not shown there")
-    removed_by: Literal["blocked", "seen", "below_cut", "not_retrieved", "capped"] | None
-    sources: list[SourceBody]
+    removed_by: Literal["blocked", "seen", "below_cut", "not_retrieved", "capped"] | None = Field(
+        description="the step that removed it; null where it is shown"
+    )
+    sources: list[SourceBody] = Field(description="what each recommender says of it")
     rules: list[dict[str, Any]] = Field(description="blocks and promotions in force on this item for this user")
     weights: dict[str, float] = Field(description="of the learned blend, by feature")
 
@@ -127,9 +163,7 @@ class RecommendQuery(BaseModel):
     diversity: float = Field(default=0.0, ge=0, le=1, description="0: by relevance alone, 1: by variety alone")
     include_seen: bool = Field(default=False, description="also items that the user has interacted with")
     cursor: str | None = Field(default=None, max_length=128, description="`next_cursor` of the page before")
-    at: AwareDatetime | None = Field(
-        default=None, description="answer as of this time (scope admin; leaves no impression)"
-    )
+    at: Instant | None = Field(default=None, description="answer as of this time (scope admin; leaves no impression)")
     min_watermark: str | None = Field(
         default=None, max_length=64, description="wait, at most 2 s, until this `watermark` is counted"
     )

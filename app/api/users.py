@@ -23,6 +23,7 @@ router = APIRouter(prefix="/users", tags=["users"])
 READ = [Depends(require("read"))]
 WRITE = [Depends(require("write"))]
 
+StoredKind = Literal[Kind, "unlike"]
 Categories = Annotated[list[Name], Field(max_length=100), AfterValidator(distinct)]
 
 EXAMPLE = {"attributes": {"country": "NO"}, "preferred_categories": ["Drama", "Film-Noir"]}
@@ -279,7 +280,7 @@ def _bring_about(resources: ResourcesDep, user_id: str, item_id: str, *, liked: 
 def list_interactions(
     resources: ResourcesDep,
     user_id: UserId,
-    kind: Annotated[Kind | Literal["unlike"] | None, Query(description="only of this kind")] = None,
+    kind: Annotated[StoredKind | None, Query(description="only of this kind")] = None,
     limit: PageLimit = 100,
     cursor: Cursor = None,
 ) -> Response:
