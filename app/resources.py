@@ -7,10 +7,9 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import redis
 import redis.asyncio
@@ -35,6 +34,9 @@ from app.storage.keys import KeyRing
 
 log = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 2.0
+"""A dependency that has not answered by then counts as missing."""
+
 
 @dataclass
 class Resources:
@@ -51,7 +53,7 @@ class Resources:
     pages: PageStore
     pipeline: Pipeline
     popular: WindowCounts
-    started_at: float = field(default_factory=time.time)
+    _asking: asyncio.Task[None] | None = None
 
     @property
     def keys(self) -> KeyRing:
@@ -66,16 +68,16 @@ class Resources:
         """After a commit that bumped a version: this worker and Redis have it before the answer goes out."""
         self.inventories.refresh()
 
-    def degraded(self) -> dict[str, str]:
-        """What is missing now, by name, and why; empty when all is well. Asks each dependency."""
+    async def degraded(self) -> dict[str, str]:
+        """What is missing now, by name, and why; empty when all is well. Asks each dependency, and not for long."""
         missing: dict[str, str] = {}
         try:
-            with self.engine.connect() as db:
-                db.execute(text("select 1"))
-        except SQLAlchemyError as error:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await asyncio.shield(self._asked_postgres())
+        except (SQLAlchemyError, TimeoutError) as error:
             missing["postgres"] = _first_line(error)
         try:
-            self.cache_sync.ping()
+            await redis_storage.ping(self.cache)
         except (RedisError, OSError) as error:
             missing["redis"] = _first_line(error)
         if self.inventories.models.failure:
@@ -85,6 +87,14 @@ class Resources:
         for dependency in ("postgres", "redis"):
             telemetry.DEPENDENCY_UP.labels(dependency).set(dependency not in missing)
         return missing
+
+    def _asked_postgres(self) -> asyncio.Task[None]:
+        """One question at a time: a server that hangs must not take a thread with each."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(asyncio.to_thread(_ask, self.engine))
+            # Where nobody waits any more its failure is no news.
+            self._asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return self._asking
 
 
 @asynccontextmanager
@@ -163,6 +173,11 @@ class _refreshed:  # noqa: N801 - a context manager, named like one
                 log.warning("not refreshed: %s", _first_line(error))
             except Exception:
                 log.exception("not refreshed")
+
+
+def _ask(engine: Engine) -> None:
+    with engine.connect() as db:
+        db.execute(text("select 1"))
 
 
 def _terminate() -> None:

@@ -46,9 +46,9 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="It can serve")
-def readyz(resources: ResourcesDep) -> Readiness:
+async def readyz(resources: ResourcesDep) -> Readiness:
     """200 as long as recommendations can be answered, even from the last snapshots; the body says what is missing."""
-    degraded = resources.degraded()
+    degraded = await resources.degraded()
     inventory = resources.inventories.current
     return Readiness(
         status="degraded" if degraded else "ok",

@@ -142,6 +142,8 @@ class ContextReader:
 
     async def _in_time(self, loading: asyncio.Task[UserView]) -> UserView | None:
         """What Postgres answers; None where it fails or is too slow, and then it is left alone for a moment."""
+        # Where nobody waits any more its failure is no news.
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(POSTGRES_SECONDS):
                 return await asyncio.shield(loading)

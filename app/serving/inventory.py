@@ -129,6 +129,8 @@ class InventoryHost:
                 return
         if self._catching_up is None or self._catching_up.done():
             self._catching_up = asyncio.create_task(asyncio.to_thread(self.refresh))
+            # Where nobody waits any more its failure is no news.
+            self._catching_up.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(self._catching_up)
 
     def refresh(self) -> None:

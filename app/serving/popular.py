@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select
 
-from app.errors import Invalid
+from app.errors import Invalid, Unavailable
 from app.serving.inventory import Inventory
 from app.serving.slate import Shown
 from app.storage.tables import interactions
@@ -19,6 +19,8 @@ from models.contracts import Query, Reason
 from models.retrieval.dense import best
 
 KEPT_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
+"""Nobody waits longer for a count under way: a server that hangs must not take every thread."""
 LONGEST = timedelta(days=365)
 _WINDOW = re.compile(r"^(?P<count>[1-9][0-9]{0,3})(?P<unit>[hd])$", re.ASCII)
 
@@ -45,8 +47,13 @@ class WindowCounts:
         self._kept: dict[timedelta | None, tuple[float, NDArray[np.float32]]] = {}
 
     def counts(self, window: timedelta | None) -> NDArray[np.float32]:
-        """float32[rows]: interactions (impressions apart) whose timestamp lies in the window before now."""
-        with self._lock:
+        """float32[rows]: interactions (impressions apart) whose timestamp lies in the window before now.
+
+        Blocks. Raises Unavailable where another count takes too long.
+        """
+        if not self._lock.acquire(timeout=PATIENCE_SECONDS):
+            raise Unavailable(f"Postgres did not count within {PATIENCE_SECONDS:.0f} s; retry")
+        try:
             counted_at, counts = self._kept.get(window, (0.0, np.empty(0, np.float32)))
             if time.monotonic() - counted_at > KEPT_SECONDS or not counted_at:
                 counts = self._count(window)
@@ -55,6 +62,8 @@ class WindowCounts:
                 self._kept = {each: kept for each, kept in self._kept.items() if now - kept[0] <= KEPT_SECONDS}
                 self._kept[window] = (now, counts)
             return counts
+        finally:
+            self._lock.release()
 
     def _count(self, window: timedelta | None) -> NDArray[np.float32]:
         statement = select(interactions.c.item_row, func.count()).where(interactions.c.kind != "impression")

@@ -25,7 +25,16 @@ def open_engine(url: str, *, pool: int = 8, statement_timeout_seconds: float = 1
         max_overflow=0,
         pool_timeout=5,
         pool_pre_ping=True,
-        connect_args={"options": options, "connect_timeout": 3, "application_name": "segue"},
+        connect_args={
+            "options": options,
+            "connect_timeout": 3,
+            "application_name": "segue",
+            # A statement_timeout ends nothing where the server, or the way to it, is gone without a word.
+            "tcp_user_timeout": 15_000,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        },
     )
 
 

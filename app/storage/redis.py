@@ -46,6 +46,11 @@ def publish_versions(cache: redis.Redis, versions: Mapping[str, str]) -> None:
     cache.eval(_PUBLISH, 1, VERSIONS_KEY, *arguments)
 
 
+async def ping(cache: redis.asyncio.Redis) -> None:
+    """Raises RedisError where Redis is away."""
+    await cache.execute_command("PING")  # type: ignore[no-untyped-call]
+
+
 def _options(timeout_seconds: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout_seconds,
