@@ -1,0 +1,82 @@
+"""API.md, Administration: a training on demand, from its order to the answers of both processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.service.conftest import Service, Stores, running
+from tests.service.test_recommend import recommend, someone
+
+WORKER = [sys.executable, "-m", "app.cli", "worker", "--burst"]
+LONGEST_SECONDS = 200
+
+
+def order(service: Service, **parameters: Any) -> str:
+    answer = service.client.post("/admin/train", json=parameters)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert (job["status"], job["progress"], job["started_at"]) == ("queued", 0, None)
+    assert job["parameters"] == {"activate": True, "evaluate": True, "seed": 0} | parameters
+    found: str = job["job_id"]
+    return found
+
+
+def job_at(service: Service, job_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = service.client.get(f"/admin/jobs/{job_id}").json()
+    return found
+
+
+def test_a_training_is_worked_off_with_visible_progress_and_both_processes_serve_its_release(
+    a: Service, b: Service, stores: Stores
+) -> None:
+    job_id = order(a, evaluate=False, seed=7)
+    seen = []
+    with subprocess.Popen(WORKER, env=a.environment, stdin=subprocess.DEVNULL) as worker:
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while worker.poll() is None:
+            assert time.monotonic() < deadline, f"the worker is at {seen[-1]}"
+            seen.append(job_at(b, job_id))
+            time.sleep(0.1)
+    job = job_at(b, job_id)
+    assert (job["status"], job["progress"], job["error"]) == ("succeeded", 1, None)
+    assert job["created_at"] < job["started_at"] < job["finished_at"]
+    steps = {each["step"] for each in seen if each["status"] == "running"}
+    assert any("als_hybrid" in step for step in steps), steps
+
+    release = job["result"]["release_id"]
+    assert job["result"]["activated"]
+    deadline = time.monotonic() + 10
+    while {recommend(service, someone())["release"] for service in (a, b)} != {release}:
+        assert time.monotonic() < deadline, f"{release} is not served"
+        time.sleep(0.1)
+    audited = a.client.get("/admin/audit", params={"limit": 10}).json()["items"]
+    assert {"train", "release.activate"} <= {entry["action"] for entry in audited}
+    a.client.post(f"/admin/releases/{stores.release_id}/activate").raise_for_status()
+    while {recommend(service, someone())["release"] for service in (a, b)} != {stores.release_id}:
+        assert time.monotonic() < deadline + 10
+        time.sleep(0.1)
+
+
+def test_a_training_on_too_little_fails_and_says_why(
+    stores: Stores, new_database: Callable[[], str], redis_url: str, tmp_path: Path
+) -> None:
+    empty = {"DATABASE_URL": new_database(), "REDIS_URL": redis_url, "SEGUE_DATA_DIR": str(tmp_path)}
+    with running({**stores.environment, **empty}) as service:
+        job_id = order(service)
+        subprocess.run(WORKER, env=service.environment, stdin=subprocess.DEVNULL, timeout=LONGEST_SECONDS, check=False)
+        job = job_at(service, job_id)
+        assert (job["status"], job["result"]) == ("failed", None)
+        assert "0 interactions are too few" in job["error"]
+        assert recommend(service, someone())["route"] == "degraded"
+
+
+def test_how_to_train_is_checked_by_field(a: Service) -> None:
+    for field, value in {"seed": -1, "activate": "yes", "evaluate": None, "mood": 1}.items():
+        answer = a.client.post("/admin/train", json={field: value})
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["loc"] == ["body", field]
