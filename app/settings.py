@@ -77,7 +77,3 @@ class Settings(BaseSettings):
     @property
     def releases_dir(self) -> Path:
         return self.data_dir / "releases"
-
-    @property
-    def has_keys(self) -> bool:
-        return any((self.admin_key, self.write_key, self.read_key))

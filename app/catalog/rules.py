@@ -84,10 +84,6 @@ class RulesSnapshot:
     blocked_at_times: tuple[Block, ...]
     promotions: tuple[Promotion, ...]
 
-    @classmethod
-    def empty(cls) -> RulesSnapshot:
-        return cls("", np.empty(0, np.int32), {}, {}, (), ())
-
     def blocked(self, *, user_id: str, categories: Iterable[str], at: float) -> Rows:
         """int32[k]: rows that this request must not show, blocked by a window or scope or always."""
         scoped = [
