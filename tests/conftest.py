@@ -153,7 +153,8 @@ def _with_number(url: str, number: int) -> str:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         query = dict(parse_qsl(parts.query)) | {"db": str(number)}
-        return parts._replace(query=urlencode(query)).geturl()
+        # Not geturl(): it drops the empty authority of a scheme that it does not know.
+        return f"unix://{parts.path}?{urlencode(query)}"
     return parts._replace(path=f"/{number}").geturl()
 
 

@@ -23,7 +23,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "
 ENVIRONMENT_READERS = {
     "app/settings.py": "the one reader of settings",
     "app/cli.py": "tells child processes where the servers are that it started",
-    "app/resources.py": "a worker learns from its parent's environment whom to outlive",
+    "app/orphans.py": "a worker learns from its parent's environment whom to outlive",
     "app/api/operations.py": "the variable is prometheus_client's own protocol between processes",
     "app/storage/embedded/holder.py": "hands its environment on to the supervisor, with the path to this package",
     "app/storage/embedded/processes.py": "hands a cleaned environment on to the servers",
