@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -335,8 +336,13 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
     os.environ["SEGUE_PARENT_PID"] = str(os.getpid())
     # uvicorn sends itself the signal once more when it has drained: it must not keep us from what follows.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    helper = subprocess.Popen([sys.executable, "-m", "app.cli", "worker"]) if worker else None
-    try:
+    with ExitStack() as stack:
+        if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            # Each scrape is answered by one worker, for all of them: they count into files here.
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        if worker:
+            stack.callback(_end, subprocess.Popen([sys.executable, "-m", "app.cli", "worker"]))
         uvicorn.run(
             "app.main:app_from_environment",
             factory=True,
@@ -350,9 +356,6 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
             timeout_graceful_shutdown=settings.drain_seconds,
             server_header=False,
         )
-    finally:
-        if helper is not None:
-            _end(helper)
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

@@ -188,3 +188,15 @@ def _until(condition: object, *, seconds: float = 10) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.1)
+
+
+def test_metrics_are_those_of_all_workers(stores: Stores) -> None:
+    with running(stores.environment, "--workers", "2") as service:
+        for _ in range(30):
+            httpx.get(f"{service.url}/recommend", params={"user_id": someone()}, headers=service.client.headers)
+        counted = [
+            float(line.rpartition(" ")[2])
+            for line in httpx.get(f"{service.url}/metrics").text.splitlines()
+            if line.startswith('segue_recommendations_total{recommender="popularity"')
+        ]
+    assert sum(counted) == 30
