@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -56,13 +58,15 @@ def main() -> None:
 @app.command()
 def demo(port: Port = 8000, serve_it: Annotated[bool, typer.Option("--serve/--no-serve")] = True) -> None:
     """Everything at once: servers, the bundled data set, training, the service."""
+    if serve_it:
+        _refuse_taken_port("127.0.0.1", port)
     with opened() as (settings, engine):
         _import_demo(engine)
         if _current(settings) is None:
             # Measuring takes as long again as fitting: `segue evaluate` and `segue train` do that.
             _train(engine, settings, evaluate=False)
         if serve_it:
-            _print_welcome(port)
+            threading.Thread(target=_welcome, args=(port,), daemon=True).start()
             _serve(settings, host="127.0.0.1", port=port, workers=1, worker=True)
 
 
@@ -74,6 +78,7 @@ def serve(
     worker: Annotated[bool, typer.Option(help="also run a worker for training jobs")] = True,
 ) -> None:
     """Answer over HTTP."""
+    _refuse_taken_port(host, port)
     with opened() as (settings, engine):
         _refuse_open_door(settings, engine, host)
         _serve(settings, host=host, port=port, workers=workers, worker=worker)
@@ -292,7 +297,12 @@ def _current(settings: Settings) -> str | None:
     return current_id(settings.releases_dir)
 
 
-def _print_welcome(port: int) -> None:
+def _welcome(port: int) -> None:
+    """Says what to try, once there is something that answers."""
+    for _ in range(600):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.1)
     at = f"http://127.0.0.1:{port}"
     console.print(
         f"""
@@ -305,6 +315,7 @@ Segue answers at {at} (console: {at}/, API: {at}/docs). Try:
 """,
         highlight=False,
         markup=False,
+        soft_wrap=True,  # a command that is wrapped can't be copied
     )
 
 
@@ -321,6 +332,17 @@ def _refuse_open_door(settings: Settings, engine: Engine, host: str) -> None:
         )
     if is_open:
         console.print("no API key is configured: everybody on this machine may do everything", highlight=False)
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Before anything is imported or trained that nobody could then ask for."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise SegueError(
+            f"--host {host} --port {port}: can't listen there ({error.strerror}); choose others"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

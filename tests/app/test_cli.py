@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,17 @@ def test_without_a_key_it_serves_on_loopback_only(environment: dict[str, str]) -
     assert refused.returncode == 1
     assert "SEGUE_ADMIN_KEY" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_taken_port_is_said_before_anything_is_done(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for command in ("demo", "serve"):
+            refused = segue(environment, command, "--port", port)
+            assert refused.returncode == 1
+            assert port in refused.stderr
+            assert "Traceback" not in refused.stderr
+            assert "movietweetings" not in refused.stderr
 
 
 def test_a_key_is_made_listed_and_revoked(environment: dict[str, str]) -> None:
