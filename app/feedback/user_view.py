@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import orjson
@@ -39,6 +39,25 @@ class UserView:
     interactions: int
     positives: int
     preferred_categories: tuple[str, ...]
+
+    def as_of(self, at: float) -> UserView:
+        """The view without the items whose state is from after `at` (unix seconds), for replays.
+
+        An item that was touched before and again after `at` is left out too: the view keeps latest states only.
+        """
+        later = self.timestamps > at
+        if not later.any():
+            return self
+        return replace(
+            self,
+            rows=self.rows[~later],
+            weights=self.weights[~later],
+            signs=self.signs[~later],
+            timestamps=self.timestamps[~later],
+            seen=np.setdiff1d(self.seen, self.rows[later]),
+            interactions=self.interactions - int(later.sum()),
+            positives=self.positives - int((self.signs[later] > 0).sum()),
+        )
 
     @classmethod
     def empty(cls) -> UserView:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis.asyncio
@@ -40,6 +40,10 @@ class UserContext:
     user_id: str
     view: UserView | None
     versions: Mapping[str, str] | None
+
+    def as_of(self, at: float | None) -> UserContext:
+        """The context without what the user did after `at` (unix seconds); None leaves it as it is."""
+        return self if at is None or self.view is None else replace(self, view=self.view.as_of(at))
 
 
 class ContextReader:

@@ -77,7 +77,7 @@ class Pipeline:
 
     async def recommend(self, ask: Ask) -> Page:
         """The first page. Raises Invalid for a recommender that does not exist."""
-        context = await self._contexts.read(ask.user_id)
+        context = (await self._contexts.read(ask.user_id)).as_of(ask.at)
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
         return self._answer(ask, rank(ask, context, inventory, query), inventory, query)
@@ -86,7 +86,7 @@ class Pipeline:
         """A later page of the slate that the cursor pins. Raises Invalid, Gone."""
         pinned = await self._pages.get(cursor, "recommend")
         _refuse_other_question(pinned, ask)
-        context = await self._contexts.read(ask.user_id)
+        context = (await self._contexts.read(ask.user_id)).as_of(ask.at)
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
         pinned = replace(pinned, remaining=still_showable(pinned.remaining, query, inventory))
@@ -156,9 +156,8 @@ def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given:
     ]
     history = History.empty()
     if view is not None:
-        past = view.timestamps <= at
-        positions, known = history_positions(release, view.rows[past])
-        history = History(positions, view.weights[past][known], view.signs[past][known], view.timestamps[past][known])
+        positions, known = history_positions(release, view.rows)
+        history = History(positions, view.weights[known], view.signs[known], view.timestamps[known])
         if not ask.include_seen:
             hidden.append(view.seen)
     excluded = release.positions(np.concatenate(hidden))

@@ -83,3 +83,22 @@ def test_decoding_200_items_takes_microseconds() -> None:
         decode(encoded)
         times.append(time.perf_counter() - started)
     assert min(times) < 200e-6
+
+
+def test_as_of_leaves_out_what_came_later() -> None:
+    view = UserView(
+        user_row=1,
+        rows=np.array([5, 6, 7], np.int32),
+        weights=np.ones(3, np.float32),
+        signs=np.array([1, 0, 1], np.int8),
+        timestamps=np.array([10.0, 20.0, 30.0]),
+        seen=np.array([4, 5, 6, 7], np.int32),
+        interactions=4,
+        positives=3,
+        preferred_categories=(),
+    )
+    then = view.as_of(20.0)
+    assert then.rows.tolist() == [5, 6]
+    assert then.seen.tolist() == [4, 5, 6]
+    assert (then.interactions, then.positives) == (3, 2)
+    assert view.as_of(30.0) is view
