@@ -9,6 +9,7 @@ from app.catalog.snapshot import CatalogSnapshot
 from app.serving.model_host import ServedRelease
 from app.serving.routing import LAST_RESORT
 from app.storage.tables import interactions
+from models.artifacts import RowMap
 from models.retrieval.popularity import Popularity
 
 
@@ -19,5 +20,5 @@ def release_without_models(db: Connection, catalog: CatalogSnapshot) -> ServedRe
     for row, count in db.execute(statement):
         if row < len(counts):
             counts[row] = count
-    rows = np.arange(len(catalog), dtype=np.int32)
-    return ServedRelease(None, {LAST_RESORT: Popularity(counts[None, :], ("all",), "all")}, rows, rows)
+    rows = RowMap.of(np.arange(len(catalog)))
+    return ServedRelease(None, {LAST_RESORT: Popularity(counts[None, :], ("all",), "all")}, rows)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app import telemetry
 from app.storage.release_files import current_id, load_checked
-from models.artifacts import LoadedRelease
+from models.artifacts import LoadedRelease, RowMap
 from models.contracts import Recommender
 from models.data.dataset import ItemTable
 
@@ -29,28 +29,27 @@ MAX_NEW_ITEMS = 20_000
 class ServedRelease:
     """A release and the items that arrived since, as recommenders over one set of positions.
 
-    row_of_position: int32[n + m], the item row behind each position
-    position_of_row: int32[rows], -1 where no recommender knows the row
+    rows: the item row behind each of the n + m positions, and the way back
     """
 
     release_id: str | None
     recommenders: Mapping[str, Recommender]
-    row_of_position: Rows
-    position_of_row: Rows
+    rows: RowMap
     loaded: LoadedRelease | None = None
     new_content: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @classmethod
     def of(cls, release_id: str, loaded: LoadedRelease) -> ServedRelease:
-        rows = loaded.rows.row_of_position.astype(np.int32)
-        return cls(release_id, loaded.recommenders, rows, _inverse(rows), loaded)
+        return cls(release_id, loaded.recommenders, loaded.rows, loaded)
+
+    @property
+    def row_of_position(self) -> NDArray[np.int64]:
+        """int64[n + m]: the item row behind each position."""
+        return self.rows.row_of_position
 
     def positions(self, rows: Rows) -> Rows:
         """int32[k]: position of each row, -1 where there is none."""
-        found = np.full(len(rows), -1, np.int32)
-        inside = rows < len(self.position_of_row)
-        found[inside] = self.position_of_row[rows[inside]]
-        return found
+        return self.rows.positions_of(rows)
 
     def with_new_items(self, rows: Rows, items: ItemTable) -> ServedRelease:
         """The same release speaking of these items too; a row it was not fitted on but knows is updated.
@@ -70,14 +69,13 @@ class ServedRelease:
             )
         newest = sorted(vectors)[-MAX_NEW_ITEMS:]
         content = np.stack([vectors[row] for row in newest]).astype(np.float32)
-        all_rows = np.concatenate([self.row_of_position[:n_fitted], np.array(newest, np.int32)])
+        all_rows = np.concatenate([self.row_of_position[:n_fitted], np.array(newest, np.int64)])
         return replace(
             self,
             recommenders={
                 name: recommender.with_new_items(content) for name, recommender in self.loaded.recommenders.items()
             },
-            row_of_position=all_rows,
-            position_of_row=_inverse(all_rows),
+            rows=RowMap.of(all_rows),
             new_content=content,
         )
 
@@ -119,12 +117,6 @@ class ModelHost:
         telemetry.RELEASE_LOADED.set(time.time())
         log.info("serving release %s", named)
         return release
-
-
-def _inverse(rows: Rows) -> Rows:
-    inverse = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, np.int32)
-    inverse[rows] = np.arange(len(rows), dtype=np.int32)
-    return inverse
 
 
 def _changed_at(folder: Path) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from app.serving.model_host import ServedRelease
 from app.serving.retrieve import retrieve, with_reasons
+from models.artifacts import RowMap
 from models.contracts import Parts, Positions, Query, Reason, Scores
 from models.retrieval.dense import DenseRecommender
 
@@ -48,9 +49,7 @@ ALL = Fixed((1.0, 5.0, 4.0, 3.0, 2.0))
 
 
 def release(**recommenders: Fixed) -> ServedRelease:
-    inverse = np.full(15, -1, np.int32)
-    inverse[ROWS] = np.arange(5)
-    return ServedRelease("r", recommenders, ROWS, inverse)
+    return ServedRelease("r", recommenders, RowMap.of(ROWS))
 
 
 def test_the_first_with_an_answer_leads_and_the_rest_fills_up_without_repeating() -> None:
