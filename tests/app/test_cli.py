@@ -78,3 +78,10 @@ def test_training_on_nothing_says_what_to_do(environment: dict[str, str]) -> Non
     refused = segue(environment, "train")
     assert refused.returncode == 1
     assert "segue import" in refused.stderr.replace("\n", " ")
+
+
+def test_help_comes_without_loading_what_commands_need() -> None:
+    program = (
+        "import sys, app.cli; print(sorted({'sqlalchemy', 'numpy', 'uvicorn', 'redis', 'fastapi'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
