@@ -15,10 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from app.errors import Invalid
-from app.importers.bulk_load import LINES_PER_CHUNK, Load, load, loading
+from app.importers.bulk_load import LINES_PER_CHUNK, Load, load, loading, parsed
+from app.importers.event_files import event_load, latest_allowed, latest_readable
 from app.importers.files import DataFile, DataFolder
 from app.importers.movies import genres_of, movie
-from app.importers.ratings import RatingReader, latest_allowed
+from app.importers.ratings import RatingReader
 from app.importers.report import ImportReport, Progress, unwatched
 from app.importers.rows import (
     Refused,
@@ -30,6 +31,7 @@ from app.importers.rows import (
     movie_fields,
 )  # fmt: skip
 from app.importers.staging import (
+    Event,
     Item,
     ItemTag,
     User,
@@ -82,21 +84,36 @@ def import_movielens(
     engine: Engine,
     path: Path,
     *,
+    until: float | None = None,
     lines_per_chunk: int = LINES_PER_CHUNK,
     progress: Progress = unwatched,
 ) -> ImportReport:
     """Imports ratings, movies and, where there are any, tags, links and users from a folder or .zip.
 
-    Ids stay as they are in the files. Raises Invalid where no layout is recognised, a file that it needs is
-    missing or empty, a CSV's header lacks a column, or something can't be unpacked.
+    Ids stay as they are in the files. until: unix seconds; ratings from then on stay out (counted as `later`),
+    movies and tags don't, for those are kept without a time.
+    Raises Invalid where no layout is recognised, a file that it needs is missing or empty, a CSV's header
+    lacks a column, or something can't be unpacked.
     """
     started = monotonic()
     folder = DataFolder(path)
-    layout = _layout_of(folder, RatingReader("ml", most=5, latest=latest_allowed(engine)))
+    layout = _layout_of(folder, latest_allowed(engine))
     found = [(part, _file_of(folder, layout, part)) for part in layout.parts]
-    loads = [_load(layout, part, file, lines_per_chunk) for part, file in found if file]
+    *others, ratings = [_load(layout, part, file, lines_per_chunk) for part, file in found if file]
+    loads = (*others, event_load(engine, ratings, until=until))
     reports = tuple(load(engine, each, progress) for each in loads)
     return ImportReport(FORMAT, reports, monotonic() - started)
+
+
+def read_events(path: Path) -> list[Event]:
+    """Every good rating of the data set, in the order of its file, with the ids that an import gives them.
+
+    Raises Invalid as the import does.
+    """
+    folder = DataFolder(path)
+    layout = _layout_of(folder, latest_readable())
+    ratings = layout.parts[-1]
+    return list(parsed(_load(layout, ratings, folder.require(ratings.file, layout.name), LINES_PER_CHUNK)))
 
 
 def _layouts(rating: RatingReader) -> tuple[Layout, ...]:
@@ -143,8 +160,8 @@ def _csv(
     return Part(file, comma_separated, read, store, tuple(columns.split(",")), optional)
 
 
-def _layout_of(folder: DataFolder, rating: RatingReader) -> Layout:
-    layouts = _layouts(rating)
+def _layout_of(folder: DataFolder, latest: float) -> Layout:
+    layouts = _layouts(RatingReader("ml", most=5, latest=latest))
     present = [layout for layout in layouts if folder.get(layout.ratings)]
     if len(present) == 1:
         return present[0]

@@ -37,7 +37,8 @@ class FileReport:
     lines:         of the file, blank ones and a header included
     lines_before:  of these, done by an earlier run or by another import running beside this one
     nothing_to_do: an earlier run had finished the file
-    counts:        rows by what became of them: `stored`, `duplicates`, `erased_users`, `deleted_items`
+    counts:        rows by what became of them: `stored`, `duplicates`, `erased_users`, `deleted_items`,
+                   `later` (events that the import was to leave out)
     bad_by_reason: rows refused, by reason; `bad` holds the first of those that this run met
     shift_seconds: what was added to every time
     """
