@@ -22,6 +22,7 @@ from app import telemetry
 from app.feedback.ingest import Ingest
 from app.orphans import ending_with, serving_parent
 from app.serving.context import ContextReader
+from app.serving.exploration import Exploration
 from app.serving.impressions import ImpressionWriter
 from app.serving.inventory import InventoryHost
 from app.serving.pages import PageStore
@@ -143,7 +144,13 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             inventories=inventories,
             contexts=contexts,
             pages=pages,
-            pipeline=Pipeline(contexts=contexts, inventories=inventories, pages=pages, impressions=impressions),
+            pipeline=Pipeline(
+                contexts=contexts,
+                inventories=inventories,
+                pages=pages,
+                impressions=impressions,
+                exploration=Exploration(settings.explore_share, settings.explore_temperature),
+            ),
             popular=WindowCounts(engine),
         )
 

@@ -15,6 +15,7 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
 RECOMMENDATIONS = Counter("segue_recommendations_total", "Slates answered", ["route", "recommender"])
+EXPLORED = Counter("segue_explored_total", "Slates answered in a drawn order", ["route"])
 FALLBACKS = Counter("segue_fallbacks_total", "Slates that a later recommender of the chain had to fill", ["to"])
 RECOMMENDER_FAILURES = Counter("segue_recommender_failures_total", "Recommenders that raised", ["recommender"])
 EVENTS = Counter("segue_events_total", "Events received", ["outcome"])

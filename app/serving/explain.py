@@ -40,7 +40,8 @@ class Explanation:
 
 
 def explain(context: UserContext, inventory: Inventory, item_id: str, *, limit: int = 10) -> Explanation:
-    """Runs the request for real, and looks where the item went. Raises NotFound for an unknown item."""
+    """Runs the request for real, and looks where the item went; the order is never drawn here, not even for users whose
+    slates are (see exploration). Raises NotFound for an unknown item."""
     row = inventory.catalog.row(item_id)
     if row is None:
         raise NotFound(f"item {item_id!r} does not exist")

@@ -21,6 +21,7 @@ from app import telemetry
 from app.catalog import rules
 from app.catalog.users import erased_at
 from app.feedback.dirty_marks import ERASURE_LOCK
+from app.serving.exploration import Draw
 from app.serving.slate import Shown
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _ABOUT_POSTGRES = (SQLAlchemyError, psycopg2.OperationalError, psycopg2.Interfac
 
 _INSERT = """
 INSERT INTO impressions (request_id, shown_at, user_id, surface, route, recommender, release, variants,
-                         first_position, item_rows, sources, scores, promoted)
+                         first_position, item_rows, sources, scores, promoted, propensities, exploration)
 VALUES %s ON CONFLICT (request_id) DO NOTHING
 """
 
@@ -42,7 +43,9 @@ VALUES %s ON CONFLICT (request_id) DO NOTHING
 class Impression:
     """One page as it was answered.
 
-    first_position: of the page's first item, from 1; propensities stay null until slates are randomised
+    first_position: of the page's first item, from 1
+    slate_id:       of the slate's first page, where the order of its organic items was drawn; None: it was not
+    draw:           the one that was made for this page: for a slate's first, and where a later page needed more items
     """
 
     request_id: str
@@ -55,6 +58,8 @@ class Impression:
     variants: dict[str, str]
     first_position: int
     items: tuple[Shown, ...]
+    slate_id: str | None = None
+    draw: Draw | None = None
 
     def values(self) -> tuple[Any, ...]:
         return (
@@ -71,7 +76,14 @@ class Impression:
             [shown.source for shown in self.items],
             [shown.score for shown in self.items],
             [shown.promoted for shown in self.items],
+            *self._exploration(),
         )
+
+    def _exploration(self) -> tuple[Any, ...]:
+        if self.slate_id is None:
+            return None, None
+        record = {"slate_id": self.slate_id} | ({"draw": self.draw.record()} if self.draw is not None else {})
+        return [shown.propensity for shown in self.items], Json(record)
 
 
 class ImpressionWriter:

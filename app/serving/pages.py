@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from app import telemetry
 from app.errors import Gone, Invalid
+from app.serving.exploration import Draw
 from app.serving.slate import Shown
 from models.contracts import Reason
 
@@ -38,6 +39,8 @@ class Pinned:
     asked:     the query parameters of the first page: the later pages must ask for the same
     given:     rows of the pages already answered
     remaining: items in order, to be filtered by the blocks and deletions of the moment
+    slate_id:  request id of the first page, where the slate's order was drawn; else None
+    draw:      made for the page at hand; not pinned, for it is written down with that page
     """
 
     endpoint: str
@@ -48,6 +51,8 @@ class Pinned:
     variants: dict[str, str]
     given: tuple[int, ...]
     remaining: tuple[Shown, ...]
+    slate_id: str | None = None
+    draw: Draw | None = None
 
 
 class PageStore:
@@ -128,15 +133,18 @@ def _key(cursor: str) -> str:
 
 
 def _encode(pinned: Pinned) -> bytes:
-    fields = {field.name: getattr(pinned, field.name) for field in dataclass_fields(pinned)}
-    remaining = [[x.row, x.score, x.source, x.promoted, x.reason.code, x.reason.seed] for x in pinned.remaining]
+    fields = {field.name: getattr(pinned, field.name) for field in dataclass_fields(pinned) if field.name != "draw"}
+    remaining = [
+        [x.row, x.score, x.source, x.promoted, x.reason.code, x.reason.seed, x.propensity] for x in pinned.remaining
+    ]
     return orjson.dumps(fields | {"remaining": remaining})
 
 
 def _decode(raw: bytes) -> Pinned:
     fields = orjson.loads(raw)
+    # What a version without propensities has pinned is still good.
     remaining = tuple(
-        Shown(row, score, source, promoted, Reason(code, seed))
-        for row, score, source, promoted, code, seed in fields["remaining"]
+        Shown(row, score, source, promoted, Reason(code, seed), *propensity)
+        for row, score, source, promoted, code, seed, *propensity in fields["remaining"]
     )
     return Pinned(**{**fields, "given": tuple(fields["given"]), "remaining": remaining})

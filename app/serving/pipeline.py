@@ -16,12 +16,13 @@ from app.errors import Invalid
 from app.feedback.user_state import UserView
 from app.serving import routing
 from app.serving.context import ContextReader, UserContext
+from app.serving.exploration import Draw, Exploration, Sampler
 from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.inventory import Inventory, InventoryHost
 from app.serving.pages import PageStore, Pinned
 from app.serving.request_ids import new_request_id
 from app.serving.retrieve import Retrieved, below, history_positions, retrieve, with_reasons
-from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins
+from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins, without_pinned
 from models.contracts import History, Query
 
 LOOKAHEAD = 40
@@ -68,19 +69,28 @@ class Pipeline:
     """Conducts a request through its steps. Holds no state of its own."""
 
     def __init__(
-        self, *, contexts: ContextReader, inventories: InventoryHost, pages: PageStore, impressions: ImpressionWriter
+        self,
+        *,
+        contexts: ContextReader,
+        inventories: InventoryHost,
+        pages: PageStore,
+        impressions: ImpressionWriter,
+        exploration: Exploration,
     ) -> None:
         self._contexts = contexts
         self._inventories = inventories
         self._pages = pages
         self._impressions = impressions
+        self._exploration = exploration
 
     async def recommend(self, ask: Ask) -> Page:
         """The first page. Raises Invalid for a recommender that does not exist."""
         context = (await self._contexts.read(ask.user_id)).as_of(ask.at)
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
-        return self._answer(ask, rank(ask, context, inventory, query), inventory, query)
+        request_id = new_request_id()
+        ranked = rank(ask, context, inventory, query, sampler=self._sampler(ask, request_id))
+        return self._answer(request_id, ask, ranked, inventory, query)
 
     async def next_page(self, ask: Ask, cursor: str) -> Page:
         """A later page of the slate that the cursor pins. Raises Invalid, Gone."""
@@ -90,15 +100,22 @@ class Pipeline:
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
         pinned = replace(pinned, remaining=still_showable(pinned.remaining, query, inventory))
+        request_id = new_request_id()
         if len(pinned.remaining) <= ask.limit:
-            pinned = extended(pinned, ask, context, inventory)
-        return self._answer(ask, pinned, inventory, query)
+            sampler = None if pinned.slate_id is None else self._exploration.sampler_anyway(request_id)
+            pinned = extended(pinned, ask, context, inventory, sampler=sampler)
+        return self._answer(request_id, ask, pinned, inventory, query)
 
-    def _answer(self, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query) -> Page:
+    def _sampler(self, ask: Ask, request_id: str) -> Sampler | None:
+        """Only what people see of their own accord is drawn: neither a replay nor a forced recommender."""
+        is_natural = ask.at is None and ask.recommender is None
+        return self._exploration.sampler(ask.user_id, request_id) if is_natural else None
+
+    def _answer(self, request_id: str, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query) -> Page:
         shown, rest = pinned.remaining[: ask.limit], pinned.remaining[ask.limit :]
         given = (*pinned.given, *(item.row for item in shown))
         page = Page(
-            request_id=new_request_id(),
+            request_id=request_id,
             user_id=ask.user_id,
             route=pinned.route,
             recommender=pinned.recommender,
@@ -107,17 +124,28 @@ class Pipeline:
             first_position=len(pinned.given) + 1,
             items=tuple(with_reasons(inventory.release, shown, query, pinned.recommender)),
             inventory=inventory,
-            next_cursor=self._pages.put(replace(pinned, given=given, remaining=rest)) if rest else None,
+            next_cursor=self._pages.put(replace(pinned, given=given, remaining=rest, draw=None)) if rest else None,
         )
         telemetry.RECOMMENDATIONS.labels(page.route, page.recommender).inc()
+        if pinned.slate_id is not None:
+            telemetry.EXPLORED.labels(page.route).inc()
         if ask.at is None:
             self._impressions.record(_impression(page, ask, pinned))
         return page
 
 
-def rank(ask: Ask, context: UserContext, inventory: Inventory, query: Query, *, first_position: int = 1) -> Pinned:
+def rank(
+    ask: Ask,
+    context: UserContext,
+    inventory: Inventory,
+    query: Query,
+    *,
+    first_position: int = 1,
+    sampler: Sampler | None = None,
+) -> Pinned:
     """Everything that decides: the route, the candidates, the slate.
 
+    sampler: draws the order of the organic items; None leaves it.
     Raises Invalid for a recommender that the caller insists on and that is not served.
     """
     if ask.recommender is not None and ask.recommender not in inventory.release.recommenders:
@@ -126,7 +154,9 @@ def rank(ask: Ask, context: UserContext, inventory: Inventory, query: Query, *, 
     decision = routing.decide(context, forced=ask.recommender)
     retrieved = retrieve(inventory.release, decision.chain, query)
     promotions = inventory.rules.promoted(categories=ask.categories, at=query.at)
-    slate = arrange(retrieved.candidates, promotions, query, inventory, ask, first_position=first_position)
+    slate, draw = arrange(
+        retrieved.candidates, promotions, query, inventory, ask, first_position=first_position, sampler=sampler
+    )
     return Pinned(
         endpoint="recommend",
         asked=_question(ask),
@@ -136,6 +166,8 @@ def rank(ask: Ask, context: UserContext, inventory: Inventory, query: Query, *, 
         variants={},
         given=(),
         remaining=tuple(slate),
+        slate_id=None if sampler is None else sampler.seed,
+        draw=draw,
     )
 
 
@@ -179,16 +211,20 @@ def arrange(
     ask: Ask,
     *,
     first_position: int = 1,
-) -> list[Shown]:
-    """Boosts, diversity and pins, in this order; pins obey the request's filters like everything else."""
+    sampler: Sampler | None = None,
+) -> tuple[list[Shown], Draw | None]:
+    """Boosts, diversity, the draw and pins, in this order; pins obey the request's filters like everything else."""
     slate = boosted(candidates, promotions)
     if ask.diversity > 0:
         categories = [inventory.catalog.categories[shown.row] for shown in slate]
         slate = diversified(slate, categories, ask.diversity, ask.limit)
-    if first_position > 1:
-        return slate
-    pinned = [promotion.item_row for promotion in promotions if promotion.position is not None]
-    return with_pins(slate, pins_of(promotions, allowed_rows(pinned, query, inventory)))
+    pins: dict[int, int] = {}
+    if first_position == 1:
+        pinned = [promotion.item_row for promotion in promotions if promotion.position is not None]
+        pins = pins_of(promotions, allowed_rows(pinned, query, inventory))
+    slate = without_pinned(slate, pins)
+    draw = None if sampler is None else sampler.draw(slate)
+    return with_pins(slate if draw is None else draw.ranking, pins), draw
 
 
 def allowed_rows(rows: Sequence[int], query: Query, inventory: Inventory) -> set[int]:
@@ -208,12 +244,14 @@ def still_showable(remaining: Sequence[Shown], query: Query, inventory: Inventor
     return tuple(shown for shown in remaining if shown.row in allowed)
 
 
-def extended(pinned: Pinned, ask: Ask, context: UserContext, inventory: Inventory) -> Pinned:
+def extended(
+    pinned: Pinned, ask: Ask, context: UserContext, inventory: Inventory, *, sampler: Sampler | None = None
+) -> Pinned:
     """The pinned slate and what the recommenders give beyond it, all scored below it."""
     known = [*pinned.given, *(shown.row for shown in pinned.remaining)]
     query = build_query(ask, context.view, inventory, given=known)
-    more = rank(ask, context, inventory, query, first_position=len(known) + 1).remaining
-    return replace(pinned, remaining=(*pinned.remaining, *below(pinned.remaining, more)))
+    more = rank(ask, context, inventory, query, first_position=len(known) + 1, sampler=sampler)
+    return replace(pinned, remaining=(*pinned.remaining, *below(pinned.remaining, more.remaining)), draw=more.draw)
 
 
 def _question(ask: Ask) -> dict[str, Any]:
@@ -242,4 +280,6 @@ def _impression(page: Page, ask: Ask, pinned: Pinned) -> Impression:
         variants=pinned.variants,
         first_position=page.first_position,
         items=page.items,
+        slate_id=pinned.slate_id,
+        draw=pinned.draw,
     )

@@ -23,6 +23,7 @@ class Shown:
     row:    the item's row; `reason.seed` is a row here too
     score:  orders the unpromoted items of one slate
     source: the recommender that put it here, or `promotion`
+    propensity: the probability of its place given the items above; None where it was not drawn
     """
 
     row: int
@@ -30,6 +31,7 @@ class Shown:
     source: str
     promoted: bool
     reason: Reason
+    propensity: float | None = None
 
 
 def boosted(slate: Sequence[Shown], promotions: Sequence[Promotion]) -> list[Shown]:
@@ -83,12 +85,17 @@ def with_pins(slate: Sequence[Shown], pins: Mapping[int, int], *, first_position
 
     A pin beyond the end of the slate goes to its end.
     """
-    pinned = set(pins.values())
-    arranged = [shown for shown in slate if shown.row not in pinned]
+    arranged = without_pinned(slate, pins)
     for position in sorted(pins):
         shown = Shown(pins[position], 0.0, "promotion", True, Reason("promoted"))
         arranged.insert(min(position - first_position, len(arranged)), shown)
     return arranged
+
+
+def without_pinned(slate: Sequence[Shown], pins: Mapping[int, int]) -> list[Shown]:
+    """The organic items: what is left of the slate for the places that no pin takes."""
+    pinned = set(pins.values())
+    return [shown for shown in slate if shown.row not in pinned]
 
 
 def pins_of(promotions: Sequence[Promotion], allowed: Sequence[int] | set[int]) -> dict[int, int]:

@@ -162,8 +162,10 @@ impressions = Table(
     Column("item_rows", ARRAY(Integer), nullable=False),
     Column("sources", ARRAY(Text), nullable=False),
     Column("scores", ARRAY(REAL), nullable=False),
-    Column("propensities", ARRAY(REAL)),
     Column("promoted", ARRAY(Boolean), nullable=False),
+    # Both null but where the slate's order was drawn: docs/decisions/0011. A pinned item has no propensity.
+    Column("propensities", ARRAY(REAL)),
+    Column("exploration", JSONB),
     Index("ix_impressions_user_id_shown_at", "user_id", "shown_at"),
     Index("ix_impressions_shown_at", "shown_at"),
 )

@@ -71,6 +71,8 @@ def stores(
         "DATABASE_URL": new_database(),
         "REDIS_URL": lasting_redis_url,
         "SEGUE_DATA_DIR": str(folder / "var"),
+        # Else one user in a hundred would get another order than the test has in mind.
+        "SEGUE_EXPLORE_SHARE": "0",
         **{f"SEGUE_{scope.upper()}_KEY": key for scope, key in KEYS.items()},
     }
     settings = Settings.model_validate(

@@ -9,8 +9,11 @@ from sqlalchemy import Engine, select, text
 
 from app.catalog.users import hash_of
 from app.serving import impressions as writing
+from app.serving.exploration import Sampler
 from app.serving.impressions import Impression, ImpressionWriter
+from app.serving.slate import Shown
 from app.storage.tables import impressions
+from models.contracts import Reason
 
 SHOWN = Impression("a", datetime.now(UTC), "ann", "feed", "new", "popularity", None, {}, 1, ())
 
@@ -47,3 +50,26 @@ def test_what_an_erased_user_saw_before_does_not_come_back(engine: Engine) -> No
     with engine.begin() as db:
         db.execute(text("insert into tombstones (user_hash) values (:hash)"), {"hash": hash_of("ann")})
     assert written(engine, SHOWN, replace(SHOWN, request_id="b", user_id="bob")) == {"b"}
+
+
+def test_a_drawn_slate_is_stored_with_what_it_was_drawn_from_and_others_without(engine: Engine) -> None:
+    draw = Sampler(0.5, "drawn").draw([Shown(row, 3.0 - row, "blend", False, Reason("taste")) for row in range(3)])
+    pin = Shown(9, 0.0, "promotion", True, Reason("promoted"))
+    drawn = replace(SHOWN, request_id="drawn", slate_id="drawn", items=(pin, *draw.ranking[:2]), draw=draw)
+    pin_only = replace(SHOWN, request_id="pin", slate_id="pin", items=(pin,), draw=draw)
+    following = replace(SHOWN, request_id="following", slate_id="drawn", items=draw.ranking[2:], first_position=4)
+    written(engine, SHOWN, pin_only, drawn, following)
+    with engine.connect() as db:
+        rows = {row.request_id: row for row in db.execute(select(impressions))}
+    assert (rows["a"].propensities, rows["a"].exploration) == (None, None)
+    assert rows["pin"].propensities == [None]
+    assert rows["drawn"].propensities == [None, *(pytest.approx(s.propensity) for s in draw.ranking[:2])]
+    assert rows["drawn"].exploration == {
+        "slate_id": "drawn",
+        "draw": {
+            "policy": "plackett_luce", "temperature": 0.5, "candidates": [0, 1, 2], "logits": list(draw.logits),
+            "scores": [3.0, 2.0, 1.0],
+        },
+    }  # fmt: skip
+    assert rows["following"].propensities == [1.0]
+    assert rows["following"].exploration == {"slate_id": "drawn"}

@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+import orjson
 import pytest
 import redis.asyncio
 
 from app.errors import Gone, Invalid
 from app.serving import pages
+from app.serving.exploration import Sampler
 from app.serving.pages import PageStore, Pinned
 from app.serving.slate import Shown
 from models.contracts import Reason
@@ -33,6 +36,24 @@ def test_another_process_finds_the_slate_under_its_cursor(redis_url: str) -> Non
             return await second.get(first.put(PINNED), "recommend")
 
     assert asyncio.run(scenario()) == PINNED
+
+
+def test_a_drawn_slate_keeps_its_propensities_and_leaves_its_candidates_behind(redis_url: str) -> None:
+    draw = Sampler(0.5, "01A").draw([*PINNED.remaining, Shown(4, 0.4, "blend", False, Reason("taste"))])
+    drawn = replace(PINNED, remaining=draw.ranking, slate_id="01A")
+
+    async def scenario() -> Pinned:
+        async with store(redis_url) as first, store(redis_url) as second:
+            return await second.get(first.put(replace(drawn, draw=draw)), "recommend")
+
+    assert asyncio.run(scenario()) == drawn
+
+
+def test_a_slate_pinned_before_there_were_propensities_is_still_good() -> None:
+    old = orjson.loads(pages._encode(PINNED))
+    del old["slate_id"]
+    old["remaining"] = [shown[:6] for shown in old["remaining"]]
+    assert pages._decode(orjson.dumps(old)) == PINNED
 
 
 def test_a_cursor_from_the_future_does_not_keep_its_reader_waiting(redis_url: str) -> None:
