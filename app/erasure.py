@@ -69,6 +69,11 @@ EXPORT = {
     """,
     "impressions": """
         SELECT request_id, shown_at, surface, route, recommender, release, variants, first_position, promoted, scores,
+            propensities,
+            jsonb_set(exploration, '{draw,candidates}', to_jsonb(array(
+                SELECT item_id FROM jsonb_array_elements_text(exploration #> '{draw,candidates}')
+                    WITH ORDINALITY AS candidate (row, position)
+                JOIN items ON items.row = candidate.row::int ORDER BY position))) AS exploration,
             array(SELECT item_id FROM unnest(item_rows) WITH ORDINALITY AS shown (row, position)
                   JOIN items USING (row) ORDER BY position) AS item_ids
         FROM impressions WHERE user_id = %(user_id)s ORDER BY shown_at
