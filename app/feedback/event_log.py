@@ -156,13 +156,28 @@ def _first_of_each(events: Iterable[Event]) -> list[Event]:
 def _insert(db: Connection, events: Sequence[Event], known: _Known) -> tuple[set[str], str]:
     """The ids that were not stored before, and the id of the transaction."""
     deciding = [event for event in events if event.kind in LIKE_KINDS]
-    if deciding:
-        # Two writers on the likes of one user take turns, so that each decides on all events before it.
-        db.exec_driver_sql(LOCK_USERS, {"rows": sorted({known.users[event.user_id] for event in deciding})})
+    lock_users(db, {known.users[event.user_id] for event in deciding})
     ids, watermark = db.exec_driver_sql(INSERT, {"events": _as_json(events, known)}).one()
     fresh = set(ids)
-    _follow_likes(db, [event for event in deciding if event.event_id in fresh], known)
+    follow_likes(
+        db,
+        {(known.users[event.user_id], known.items[event.item_id]) for event in deciding if event.event_id in fresh},
+    )
     return fresh, watermark
+
+
+def lock_users(db: Connection, users: Collection[int]) -> None:
+    """Two writers on the likes of one user take turns from here, so that each decides on all events before it."""
+    if users:
+        db.exec_driver_sql(LOCK_USERS, {"rows": sorted(users)})
+
+
+def follow_likes(db: Connection, pairs: Collection[tuple[int, int]]) -> None:
+    """Brings `likes` in step with the events on these pairs of a user's and an item's row; the users are locked."""
+    if pairs:
+        users, items = zip(*sorted(pairs), strict=True)
+        parameters = {"users": list(users), "items": list(items), "kinds": sorted(LIKE_KINDS)}
+        db.exec_driver_sql(FOLLOW_LIKES, parameters)
 
 
 def _as_json(events: Sequence[Event], known: _Known) -> str:
@@ -182,15 +197,6 @@ def _as_json(events: Sequence[Event], known: _Known) -> str:
         for n, event in enumerate(events)
     ]
     return orjson.dumps(records).decode()
-
-
-def _follow_likes(db: Connection, events: Sequence[Event], known: _Known) -> None:
-    if not events:
-        return
-    pairs = {(known.users[event.user_id], known.items[event.item_id]) for event in events}
-    users, items = zip(*sorted(pairs), strict=True)
-    parameters = {"users": list(users), "items": list(items), "kinds": sorted(LIKE_KINDS)}
-    db.exec_driver_sql(FOLLOW_LIKES, parameters)
 
 
 def _receipt(events: Sequence[Event], known: _Known, unclaimed: set[str], watermark: str) -> Receipt:

@@ -7,10 +7,10 @@ imports of one file take turns at it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import dropwhile, islice
 from typing import Generic, TypeVar
 
 from psycopg2 import errors
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.feedback.dirty_marks import ERASURE_LOCK
 from app.importers import ledger
-from app.importers.files import DataFile, Scan, scan
+from app.importers.files import LONGEST_LINE, DataFile, Scan, scan
 from app.importers.ledger import Source, Standing
 from app.importers.report import BAD_ROWS_KEPT, BadRow, FileReport, Progress
 from app.importers.rows import Refused, decoded
@@ -32,12 +32,19 @@ _COLLISIONS = (errors.DeadlockDetected, errors.SerializationFailure)
 RowT = TypeVar("RowT")
 
 
+def one_per_line(lines: Iterable[bytes]) -> Iterator[tuple[int, int, bytes]]:
+    """The records of a file in which each line is one."""
+    return ((number, number, line) for number, line in enumerate(lines, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Load(Generic[RowT]):
     """One file to be loaded, and how.
 
-    parse: a line to a row; raises Refused with the reason why it is none
-    store: writes rows in the caller's transaction and counts what became of them; harmless when repeated
+    parse:        a record to a row; raises Refused with the reason why it is none
+    store:        writes rows in the caller's transaction and counts what became of them; harmless when repeated
+    records:      of the file's lines, each with the numbers of its first and its last line, from 1
+    longest_line: in bytes
     """
 
     source: Source
@@ -48,6 +55,8 @@ class Load(Generic[RowT]):
     store: Callable[[Connection, Sequence[RowT]], Counter[str]]
     header_lines: int = 0
     lines_per_chunk: int = LINES_PER_CHUNK
+    records: Callable[[Iterable[bytes]], Iterator[tuple[int, int, bytes]]] = one_per_line
+    longest_line: int = LONGEST_LINE
 
 
 def loading(
@@ -69,7 +78,7 @@ def loading(
 
 @dataclass(slots=True)
 class _Chunk(Generic[RowT]):
-    """The rows of the lines up to `last`, each with its line's number."""
+    """The rows of the lines up to `last`, each with the number of the line where it begins."""
 
     last: int
     rows: list[tuple[int, RowT]] = field(default_factory=list)
@@ -112,19 +121,19 @@ def parsed(what: Load[RowT]) -> Iterator[RowT]:
 
 def _chunks(what: Load[RowT], lines_done: int) -> Iterator[_Chunk[RowT]]:
     skipped = max(lines_done, what.header_lines)
-    numbered = islice(enumerate(what.file.lines(), 1), skipped, None)
-    while lines := list(islice(numbered, what.lines_per_chunk)):
-        chunk = _Chunk[RowT](last=lines[-1][0])
-        for number, line in lines:
-            _parse_into(chunk, what, number, line)
+    records = dropwhile(lambda record: record[1] <= skipped, what.records(what.file.lines(what.longest_line)))
+    while taken := list(islice(records, what.lines_per_chunk)):
+        chunk = _Chunk[RowT](last=taken[-1][1])
+        for first, _, record in taken:
+            _parse_into(chunk, what, first, record)
         yield chunk
 
 
-def _parse_into(chunk: _Chunk[RowT], what: Load[RowT], number: int, line: bytes) -> None:
-    if line.isspace():
+def _parse_into(chunk: _Chunk[RowT], what: Load[RowT], number: int, record: bytes) -> None:
+    if record.isspace():
         return
     try:
-        chunk.rows.append((number, what.parse(decoded(line, what.encoding))))
+        chunk.rows.append((number, what.parse(decoded(record, what.encoding, what.longest_line))))
     except Refused as reason:
         chunk.bad.append((number, str(reason)))
 

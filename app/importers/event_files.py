@@ -48,6 +48,11 @@ def event_load(engine: Engine, events: Load[Event], *, to_now: bool = False, unt
     return replace(events, source=part, store=_StoreEvents(until, seconds))
 
 
+def shift_decided(engine: Engine, events: Load[Event]) -> float:
+    """Seconds that the load of these events adds to each time of the file."""
+    return ledger.open_entry(engine, events.source).shift_seconds or 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class _StoreEvents:
     """store_events for those before `until`, `shift_seconds` later than the file has them."""

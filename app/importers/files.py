@@ -17,7 +17,8 @@ from typing import IO, cast
 from app.errors import Invalid
 
 LONGEST_LINE = 65_536
-"""In bytes; a longer line is refused, so that a file without line ends can't fill the memory."""
+"""In bytes, unless a format allows more; a longer line is refused, so that a file without line ends can't fill
+the memory."""
 
 _READ = 1 << 20
 
@@ -36,13 +37,13 @@ class DataFile:
             while block := stream.read(_READ):
                 yield block
 
-    def lines(self) -> Iterator[bytes]:
-        """Each line with its end, cut at LONGEST_LINE bytes so that line numbers stay those of the file."""
+    def lines(self, longest: int = LONGEST_LINE) -> Iterator[bytes]:
+        """Each line with its end, cut at `longest` bytes so that line numbers stay those of the file."""
         with self._unpacked() as stream:
-            while line := stream.readline(LONGEST_LINE):
+            while line := stream.readline(longest):
                 rest = line
-                while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
-                    rest = stream.readline(LONGEST_LINE)
+                while len(rest) == longest and not rest.endswith(b"\n"):
+                    rest = stream.readline(longest)
                 yield line
 
     def has_lines(self) -> bool:

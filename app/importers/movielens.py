@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from app.errors import Invalid
 from app.importers.bulk_load import LINES_PER_CHUNK, Load, load, loading, parsed
+from app.importers.csv_files import by_header
 from app.importers.event_files import event_load, latest_allowed, latest_readable
 from app.importers.files import DataFile, DataFolder
 from app.importers.movies import genres_of, movie
@@ -24,7 +25,6 @@ from app.importers.report import ImportReport, Progress, unwatched
 from app.importers.rows import (
     Refused,
     comma_separated,
-    decoded,
     double_colons,
     exactly,
     external_id,
@@ -179,7 +179,7 @@ def _file_of(folder: DataFolder, layout: Layout, part: Part) -> DataFile | None:
 
 
 def _load(layout: Layout, part: Part, file: DataFile, lines_per_chunk: int) -> Load[Any]:
-    split = _by_header(part, file) if part.columns else part.split
+    split = by_header(file, part.columns) if part.columns else part.split
     return loading(
         FORMAT,
         file,
@@ -189,30 +189,6 @@ def _load(layout: Layout, part: Part, file: DataFile, lines_per_chunk: int) -> L
         legacy_encoding=layout.legacy,
         header_lines=1 if part.columns else 0,
     )
-
-
-def _by_header(part: Part, file: DataFile) -> Callable[[str], list[str]]:
-    """Splits lines into the part's columns, wherever the file's header has them."""
-    header = _header(part, file)
-    try:
-        places = [header.index(column.lower()) for column in part.columns]
-    except ValueError:
-        wanted, found = ",".join(part.columns), ",".join(header)[:200]
-        raise Invalid(f"{file.place}: its first line should be {wanted}, and is {found!r}") from None
-
-    def split(line: str) -> list[str]:
-        fields = exactly(part.split(line), len(header))
-        return [fields[place] for place in places]
-
-    return split
-
-
-def _header(part: Part, file: DataFile) -> list[str]:
-    try:
-        line = decoded(next(file.lines(), b""), "utf-8")
-        return [name.strip().lower() for name in part.split(line)]
-    except Refused as reason:
-        raise Invalid(f"{file.place}: its first line should name the columns: {reason}") from None
 
 
 def _piped(line: str) -> list[str]:

@@ -18,9 +18,9 @@ class Refused(Exception):
     """A row that can't be imported; its text is the reason, the same for every row of that kind."""
 
 
-def decoded(line: bytes, encoding: str) -> str:
-    """The line as text, without its end. Raises Refused for what no text field can hold."""
-    if len(line) >= LONGEST_LINE and not line.endswith(b"\n"):
+def decoded(line: bytes, encoding: str, longest: int = LONGEST_LINE) -> str:
+    """The line as text, without its end. Raises Refused for what no text field can hold, or was cut at `longest`."""
+    if len(line) >= longest and not line.endswith(b"\n"):
         raise Refused("line too long")
     text = line.rstrip(b"\r\n").decode(encoding, "surrogateescape").removeprefix("\ufeff")
     if "\x00" in text:
@@ -31,9 +31,11 @@ def decoded(line: bytes, encoding: str) -> str:
 
 
 def comma_separated(line: str) -> list[str]:
-    """The fields of one CSV line; quotes may hold commas and doubled quotes, not line ends."""
+    """The fields of one CSV record without its end; quotes may hold commas, doubled quotes and line ends."""
     if '"' not in line:
         return line.split(",")
+    # Python's limit of 131,072 is for files without line ends, and those are cut before they come here.
+    csv.field_size_limit(max(len(line), csv.field_size_limit()))
     try:
         return next(csv.reader([line], strict=True))
     except (csv.Error, StopIteration):

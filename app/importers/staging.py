@@ -16,17 +16,19 @@ import orjson
 from sqlalchemy import Connection, text
 
 from app.catalog import versions
+from app.feedback.event_log import LIKE_KINDS, follow_likes, lock_users
 
 
 class Event(NamedTuple):
-    """An event to store once per event_id; timestamp in unix seconds."""
+    """An event to store once per event_id; timestamp in unix seconds, value as the kind has one (API.md)."""
 
     event_id: str
     user_id: str
     item_id: str
     kind: str
-    value: float
+    value: float | None
     timestamp: float
+    session_id: str | None = None
 
 
 class Item(NamedTuple):
@@ -54,19 +56,35 @@ def store_events(db: Connection, events: Sequence[Event]) -> Counter[str]:
     """Counts `stored`, `duplicates` and `erased_users`: events of users who were erased are not stored."""
     _stage(
         db,
-        "event_id text, user_id text, item_id text, kind text, value float8, at float8",
-        ((*event[:4], repr(event.value), repr(event.timestamp)) for event in events),
+        "event_id text, user_id text, item_id text, kind text, value float8, at float8, session_id text",
+        (
+            (
+                *event[:4],
+                "" if event.value is None else repr(event.value),
+                repr(event.timestamp),
+                event.session_id or "",
+            )
+            for event in events
+        ),
     )
     erased = _rows(db, _DROP_ERASED_EVENTS)
     _rows(db, _ADD_USERS)
     new_items = _rows(db, _ADD_ITEMS)
+    liking = _liking(db) if any(event.kind in LIKE_KINDS for event in events) else set()
+    lock_users(db, {user for user, _ in liking})
     stored = _rows(db, _STORE_EVENTS)
+    follow_likes(db, liking)
     if new_items:
         versions.bump(db, "items")
     if stored:
         # Views of users' pasts in Redis are older than these rows.
         versions.bump(db, "cache")
     return Counter(stored=stored, duplicates=len(events) - erased - stored, erased_users=erased)
+
+
+def _liking(db: Connection) -> set[tuple[int, int]]:
+    """Rows of the users and items whose likes the staged events may change."""
+    return {(user, item) for user, item in db.execute(text(_LIKING), {"kinds": sorted(LIKE_KINDS)})}
 
 
 def store_items(db: Connection, items: Sequence[Item]) -> Counter[str]:
@@ -106,10 +124,10 @@ def _stage(db: Connection, columns: str, rows: Iterable[Sequence[str]]) -> None:
     """COPY into the temporary table `staged`, whose `line` tells later rows from earlier ones."""
     db.execute(text(f"create temp table staged (line int generated always as identity, {columns}) on commit drop"))
     names = ", ".join(column.split()[0] for column in columns.split(", "))
-    # No field holds a tab or a line end: ids can't, and JSON writes them as escapes.
+    # No field holds a tab or a line end: ids can't, and JSON writes them as escapes. An empty one is null.
     body = "\n".join(map("\t".join, rows)).replace("\\", "\\\\")
     cursor: Any = db.connection.cursor()
-    cursor.copy_expert(f"copy staged ({names}) from stdin", io.StringIO(body))
+    cursor.copy_expert(f"copy staged ({names}) from stdin with (null '')", io.StringIO(body))
     cursor.close()
     db.execute(text("analyze staged"))
 
@@ -155,6 +173,12 @@ _ADD_ITEMS = """
     on conflict (item_id) do nothing
 """
 
+_LIKING = """
+    select distinct users.row, items.row
+    from staged join users using (user_id) join items using (item_id)
+    where staged.kind = any(:kinds)
+"""
+
 _STORE_EVENTS = """
     with fresh as (
         insert into event_ids (event_id)
@@ -166,8 +190,8 @@ _STORE_EVENTS = """
     ), first as (
         select distinct on (event_id) staged.* from staged join fresh using (event_id) order by event_id, line
     )
-    insert into interactions (event_id, user_row, item_row, kind, value, timestamp)
-    select event_id, users.row, items.row, first.kind, value, to_timestamp(at)
+    insert into interactions (event_id, user_row, item_row, kind, value, timestamp, session_id)
+    select event_id, users.row, items.row, first.kind, value, to_timestamp(at), session_id
     from first join users using (user_id) join items using (item_id)
     order by line
 """
