@@ -39,6 +39,19 @@ def import_movietweetings(
     print_import(report)
 
 
+@imports.command("posts")
+def import_posts(
+    path: Annotated[Path, typer.Argument(help="folder or .zip with users_interactions.csv and shared_articles.csv")],
+    shift_to_now: Annotated[bool, typer.Option(help="move all times so that the newest event is now")] = False,
+) -> None:
+    """Posts and what people did with them, in the layout of CI&T Deskdrop."""
+    from app.importers.posts import import_posts
+
+    with opened() as (_, engine), progress_counter() as progress:
+        report = import_posts(engine, path, shift_to_now=shift_to_now, progress=progress)
+    print_import(report)
+
+
 def print_import(report: ImportReport) -> None:
     for row in report.bad[:10]:
         console.print(f"not imported: {row}", highlight=False, markup=False)

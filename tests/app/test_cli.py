@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, text
 
 
 @pytest.fixture
@@ -66,6 +67,24 @@ def test_a_folder_that_is_no_data_set_is_refused(environment: dict[str, str], tm
     refused = segue(environment, "import", "movielens", str(tmp_path))
     assert refused.returncode == 1
     assert str(tmp_path) in refused.stderr.replace("\n", "")
+
+
+def test_a_log_of_posts_is_imported_and_shifted_once(
+    environment: dict[str, str], engine: Engine, tmp_path: Path
+) -> None:
+    log = "timestamp,eventType,contentId,personId\n1465413032,VIEW,-34,-88\n1465413033,READ,-34,-88\n"
+    (tmp_path / "users_interactions.csv").write_text(log)
+
+    first = segue(environment, "import", "posts", str(tmp_path), "--shift-to-now")
+    again = segue(environment, "import", "posts", str(tmp_path))
+
+    # On a terminal that is narrow, lines are broken anywhere.
+    said = " ".join(f"{first.stdout} {first.stderr}".split())
+    assert "users_interactions.csv:3: eventType is none of" in said
+    assert "1 stored, 1 bad" in said
+    assert "nothing to do" in f"{again.stdout} {again.stderr}"
+    with engine.connect() as db:
+        assert db.execute(text("select now() - max(timestamp) < interval '5 min' from interactions")).scalar_one()
 
 
 def test_a_release_that_is_not_there_is_refused(environment: dict[str, str]) -> None:
