@@ -16,10 +16,13 @@ from app.storage import tables
 ERASE = {
     "likes": "DELETE FROM likes WHERE user_row = %(row)s",
     "event_ids": """
-        DELETE FROM event_ids USING interactions AS past
-        WHERE past.user_row = %(row)s AND event_ids.event_id = past.event_id
+        DELETE FROM event_ids USING (
+            SELECT event_id FROM interactions WHERE user_row = %(row)s
+            UNION ALL SELECT event_id FROM on_screen WHERE user_row = %(row)s
+        ) AS past WHERE event_ids.event_id = past.event_id
     """,
     "interactions": "DELETE FROM interactions WHERE user_row = %(row)s",
+    "on_screen": "DELETE FROM on_screen WHERE user_row = %(row)s",
     "impressions": "DELETE FROM impressions WHERE user_id = %(user_id)s",
     "blocks": "DELETE FROM blocks WHERE user_id = %(user_id)s",
     # As jsonb writes it, a key and a string; the line stays, without the name.
@@ -66,6 +69,10 @@ EXPORT = {
     "interactions": """
         SELECT event_id, item_id, past.kind, value, "timestamp", received_at, session_id, request_id
         FROM interactions AS past JOIN items ON items.row = item_row WHERE user_row = %(row)s ORDER BY seq
+    """,
+    "on_screen": """
+        SELECT event_id, item_id, "timestamp", received_at, session_id, request_id
+        FROM on_screen JOIN items ON items.row = item_row WHERE user_row = %(row)s ORDER BY seq
     """,
     "impressions": """
         SELECT request_id, shown_at, surface, route, recommender, release, variants, first_position, promoted, scores,

@@ -62,6 +62,29 @@ def test_migrating_twice_changes_nothing(spoiled: str) -> None:
     engine.dispose()
 
 
+def test_impressions_stored_with_the_interactions_move_out_and_back(spoiled: str) -> None:
+    command.downgrade(config(spoiled), "0002")
+    engine = open_engine(spoiled)
+    with engine.begin() as db:
+        db.execute(text("insert into users (user_id) values ('ann')"))
+        db.execute(text("insert into items (item_id) values ('dune')"))
+        db.execute(
+            text(
+                "insert into interactions (event_id, user_row, item_row, kind, timestamp, request_id) values"
+                " ('e1', 0, 0, 'view', now(), null), ('e2', 0, 0, 'impression', now(), 'r')"
+            )
+        )
+    migrate(spoiled)
+    with engine.connect() as db:
+        assert db.execute(text("select event_id from interactions")).scalars().all() == ["e1"]
+        assert db.execute(text("select seq, event_id, request_id from on_screen")).one() == (2, "e2", "r")
+    command.downgrade(config(spoiled), "0002")
+    with engine.connect() as db:
+        moved = db.execute(text("select seq, kind, request_id from interactions order by seq")).all()
+    engine.dispose()
+    assert [tuple(row) for row in moved] == [(1, "view", None), (2, "impression", "r")]
+
+
 def test_there_is_one_line_of_migrations() -> None:
     script = ScriptDirectory(str(Path(MIGRATIONS)))
     assert len(script.get_heads()) == 1

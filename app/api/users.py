@@ -132,7 +132,8 @@ class ErasureAnswer(BaseModel):
         erased={
             "likes": 3,
             "event_ids": 40,
-            "interactions": 40,
+            "interactions": 30,
+            "on_screen": 10,
             "impressions": 12,
             "blocks": 0,
             "audit_entries": 0,
@@ -157,6 +158,7 @@ class ExportAnswer(BaseModel):
         user=STORED,
         likes=[{"item_id": "i42", "liked_at": "2026-03-14T09:30:00Z"}],
         interactions=[DONE],
+        on_screen=[],
         impressions=[],
         blocks=[],
     )
@@ -164,7 +166,8 @@ class ExportAnswer(BaseModel):
     user: UserAnswer | None = Field(description="null where the user was only ever shown things")
     likes: list[LikeExport] = Field(description="those that stand, oldest first")
     interactions: list[InteractionAnswer] = Field(description="oldest first")
-    impressions: list[dict[str, Any]] = Field(description="what was shown, oldest first")
+    on_screen: list[dict[str, Any]] = Field(description="events of the kind `impression`, oldest first")
+    impressions: list[dict[str, Any]] = Field(description="pages that were answered, oldest first")
     blocks: list[dict[str, Any]] = Field(description="items that editors keep from this user")
 
 

@@ -173,6 +173,8 @@ class ViewWriter:
         return version
 
     def _marked(self, db: Connection, version: str, user_ids: Collection[str], token: str) -> bool:
+        if not user_ids:
+            return True
         try:
             mark(self._cache, version, user_ids, token, ttl_seconds=self._ttl)
         except CacheAway as error:

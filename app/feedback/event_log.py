@@ -39,7 +39,13 @@ WITH event AS MATERIALIZED (
     INSERT INTO interactions
         (event_id, user_row, item_row, kind, value, "timestamp", session_id, request_id)
     SELECT event_id, user_row, item_row, kind, value, coalesce("timestamp", now()), session_id, request_id
-    FROM event WHERE event_id IN (SELECT event_id FROM fresh)
+    FROM event WHERE event_id IN (SELECT event_id FROM fresh) AND kind <> 'impression'
+    ORDER BY n
+), looked_at AS (
+    INSERT INTO on_screen (seq, event_id, user_row, item_row, "timestamp", session_id, request_id)
+    SELECT nextval('interactions_seq_seq'), event_id, user_row, item_row, coalesce("timestamp", now()), session_id,
+        request_id
+    FROM event WHERE event_id IN (SELECT event_id FROM fresh) AND kind = 'impression'
     ORDER BY n
 )
 SELECT coalesce((SELECT json_agg(event_id) FROM fresh), '[]'), pg_current_xact_id()::text

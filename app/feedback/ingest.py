@@ -166,7 +166,8 @@ class Ingest:
             return self._after(error, group, again)
 
     def _write(self, requests: Sequence[Sequence[Event]]) -> list[Outcome]:
-        users = {event.user_id for events in requests for event in events}
+        # What was on screen is no part of a past: it would have every next view built again for nothing.
+        users = {event.user_id for events in requests for event in events if event.kind != "impression"}
         db = self._connection()
         with self.views.changing(db, users, wait=False) as change:
             receipts = store(db, requests, auto_create=self._auto_create)

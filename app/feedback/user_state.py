@@ -153,7 +153,6 @@ WITH owner AS (
              WHEN kind = 'listen' AND value < 0.3 THEN -1
              ELSE 0 END AS sign
     FROM interactions JOIN owner USING (user_row)
-    WHERE kind <> 'impression'
 ), states AS (
     SELECT DISTINCT ON (item_row) item_row, kind, value, seq, at, sign,
         max(at) OVER (PARTITION BY item_row) AS touched_at

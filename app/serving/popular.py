@@ -47,7 +47,7 @@ class WindowCounts:
         self._kept: dict[timedelta | None, tuple[float, NDArray[np.float32]]] = {}
 
     def counts(self, window: timedelta | None) -> NDArray[np.float32]:
-        """float32[rows]: interactions (impressions apart) whose timestamp lies in the window before now.
+        """float32[rows]: interactions whose timestamp lies in the window before now.
 
         Blocks. Raises Unavailable where another count takes too long.
         """
@@ -66,7 +66,7 @@ class WindowCounts:
             self._lock.release()
 
     def _count(self, window: timedelta | None) -> NDArray[np.float32]:
-        statement = select(interactions.c.item_row, func.count()).where(interactions.c.kind != "impression")
+        statement = select(interactions.c.item_row, func.count())
         if window is not None:
             statement = statement.where(interactions.c.timestamp > func.now() - window)
         with self._engine.connect() as db:

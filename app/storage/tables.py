@@ -127,8 +127,26 @@ interactions = Table(
     Column("session_id", Text),
     Column("request_id", Text),
     Column("xid", Xid8, nullable=False, server_default=CURRENT_XID),
+    # Those are in `on_screen`: whatever reads what people did need not think of leaving them out.
+    CheckConstraint("kind <> 'impression'", name="done"),
     Index("ix_interactions_user_row_timestamp", "user_row", "timestamp"),
     Index("ix_interactions_timestamp", "timestamp"),
+)
+
+on_screen = Table(
+    "on_screen",
+    metadata,
+    # Events of the kind `impression`. Numbered with the interactions, so that a user's list goes through both.
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_id", Text, nullable=False),
+    Column("user_row", Integer, ForeignKey("users.row"), nullable=False),
+    Column("item_row", Integer, ForeignKey("items.row"), nullable=False),
+    _instant("timestamp", nullable=False),
+    _instant("received_at", nullable=False, server_default=NOW),
+    Column("session_id", Text),
+    # Of the page that the item was on: `impressions.request_id`.
+    Column("request_id", Text),
+    Index("ix_on_screen_user_row_timestamp", "user_row", "timestamp"),
 )
 
 likes = Table(

@@ -56,9 +56,9 @@ def extract(
 ) -> Extracted:
     """All items that are not deleted, and the interactions with them from `since` to before `until`.
 
-    weights: of each kind of event, as in the settings. Impressions are left out, and so is what users did
-    who were erased. An interaction's time is the earlier of its timestamp and its receipt, so that a
-    client's clock that runs ahead can't make it the newest.
+    weights: of each kind of event, as in the settings. What users did who were erased is left out. An
+    interaction's time is the earlier of its timestamp and its receipt, so that a client's clock that runs
+    ahead can't make it the newest.
     """
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     with snapshot.begin() as db:
@@ -96,9 +96,8 @@ _SELECT_STORED = """
     select user_row, item_row, coalesce(array_position(%(kinds)s, kind) - 1, 0)::int2,
         coalesce(value, 'NaN'), least(timestamp, received_at), seq
     from interactions
-    where kind <> 'impression'
-        and (%(since)s::timestamptz is null
-             or least(timestamp, received_at) >= %(since)s and timestamp >= %(since)s)
+    where (%(since)s::timestamptz is null
+           or least(timestamp, received_at) >= %(since)s and timestamp >= %(since)s)
         and (%(until)s::timestamptz is null or least(timestamp, received_at) < %(until)s)
 """
 

@@ -50,6 +50,7 @@ def ann(engine: Engine, ingest: Ingest) -> None:
         users.put(db, [User("ann", {"country": "NO"}, ["Drama"]), User("ann2", {}, [])])
     for user_id in ("ann", "ann2"):
         ingest.submit_blocking([an_event(user_id, f"i{n}", "like", minute=n) for n in range(3)])
+        ingest.submit_blocking([an_event(user_id, f"i{n}", "impression", minute=n) for n in range(2)])
         with engine.begin() as db:
             db.execute(
                 text(
@@ -84,13 +85,15 @@ def everything(engine: Engine) -> str:
 @pytest.mark.usefixtures("ann")
 def test_all_traces_go_and_are_counted_and_others_stay(engine: Engine, erase: Erase) -> None:
     assert erase("ann") == {
-        "likes": 3, "event_ids": 3, "interactions": 3, "impressions": 1, "blocks": 1, "audit_entries": 2, "users": 1,
+        "likes": 3, "event_ids": 5, "interactions": 3, "on_screen": 2, "impressions": 1, "blocks": 1,
+        "audit_entries": 2, "users": 1,
     }  # fmt: skip
     with engine.connect() as db:
         left = db.execute(text("SELECT user_id FROM users")).scalars().all()
         assert left == ["ann2"]
         exported = export_user(db, "ann2")
-        assert [len(exported[what]) for what in ("likes", "interactions", "impressions", "blocks")] == [3, 3, 1, 1]
+        kept = ("likes", "interactions", "on_screen", "impressions", "blocks")
+        assert [len(exported[what]) for what in kept] == [3, 3, 2, 1, 1]
         with pytest.raises(NotFound):
             export_user(db, "ann")
         audit = db.execute(text("SELECT subject, after FROM audit_log ORDER BY id")).all()

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Row, select
 
 from app.serving.exploration import generator_of, plackett_luce, propensities_of
 from app.storage.database import open_engine
-from app.storage.tables import impressions, items
+from app.storage.tables import impressions, items, on_screen
 from tests.service.conftest import Service, Stores, running
 from tests.service.test_recommend import ids, like, recommend, send, someone
 from tests.service.test_rules import Put, put
@@ -205,3 +205,25 @@ def test_an_export_names_what_was_drawn_from(drawing: Service, database: Engine)
     names = exported["exploration"]["draw"]["candidates"]
     assert [row_of(database, name) for name in names] == row.exploration["draw"]["candidates"]
     assert set(ids(page)) <= set(names)
+
+
+def test_what_was_on_screen_is_tied_to_the_page_that_was_served(drawing: Service, database: Engine) -> None:
+    user = someone()
+    page = recommend(drawing, user, limit=5)
+    looked_at = ids(page)[:2]
+    tie = {"user_id": user, "kind": "impression", "request_id": page["request_id"]}
+    send(drawing, *({**tie, "item_id": item} for item in looked_at))
+    served = written(database, page)
+    statement = select(on_screen.c.item_row).join(impressions, impressions.c.request_id == on_screen.c.request_id)
+    with database.connect() as db:
+        rows = db.execute(statement.where(impressions.c.request_id == page["request_id"])).scalars().all()
+    assert sorted(rows) == sorted(served.item_rows[:2])
+
+    listed = drawing.client.get(f"/users/{user}/interactions", params={"kind": "impression"}).json()["items"]
+    assert sorted(each["item_id"] for each in listed) == sorted(looked_at)
+    assert {(each["kind"], each["value"], each["request_id"]) for each in listed} == {
+        ("impression", None, page["request_id"])
+    }
+    exported = drawing.client.get(f"/users/{user}/export").json()
+    assert sorted(each["item_id"] for each in exported["on_screen"]) == sorted(looked_at)
+    assert drawing.client.delete(f"/users/{user}").json()["erased"]["on_screen"] == 2

@@ -106,13 +106,21 @@ def test_what_a_user_touched_is_never_shown_again_by_either_process(a: Service, 
         assert item not in ids(recommend(a, user, limit=100))
 
 
+def counted(service: Service) -> dict[str, float]:
+    popular = service.client.get("/recommend/popular", params={"window": "all", "limit": 1000}).json()
+    return {shown["item_id"]: shown["score"] for shown in popular["items"]}
+
+
 def test_being_on_screen_is_no_interaction(a: Service) -> None:
     user = someone()
     item = ids(recommend(a, user))[0]
-    send(a, {"user_id": user, "item_id": item, "kind": "impression"})
+    before = counted(a)
+    send(a, *({"user_id": user, "item_id": item, "kind": "impression"} for _ in range(100)))
     page = recommend(a, user)
     assert page["route"] == "new"
     assert item in ids(page)
+    time.sleep(5.1)
+    assert counted(a) == before
 
 
 def test_a_like_taken_back_leaves_the_item_seen(a: Service, b: Service) -> None:
