@@ -22,6 +22,7 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "
 
 ENVIRONMENT_READERS = {
     "app/settings.py": "the one reader of settings",
+    "app/cli/replay.py": "starts a service with the surroundings and keys of its own",
     "app/cli/serving.py": "tells its workers whom not to outlive and where prometheus_client's files are",
     "app/cli/surroundings.py": "tells child processes where the servers are that it started",
     "app/orphans.py": "a worker learns from its parent's environment whom to outlive",

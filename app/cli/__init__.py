@@ -7,12 +7,20 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from app.cli import imports, keys, serving, training
+from app.cli import imports, keys, replay, serving, training
 from app.errors import SegueError
 from app.progress import console
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Segue, a recommendation service.")
-for command in (serving.demo, serving.serve, serving.migrate, serving.worker, training.train, training.evaluate):
+for command in (
+    serving.demo,
+    serving.serve,
+    serving.migrate,
+    serving.worker,
+    training.train,
+    training.evaluate,
+    replay.replay,
+):
     app.command()(command)
 app.add_typer(imports.imports, name="import")
 app.add_typer(training.releases, name="releases")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.errors import SegueError
@@ -14,21 +15,24 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
+HANDED_ON = ("DATABASE_URL", "REDIS_URL", "SEGUE_DATA_DIR")
+"""What child processes find in the environment."""
+
+
 @contextmanager
-def opened() -> Iterator[tuple[Settings, Engine]]:
+def opened(data_dir: Path | None = None) -> Iterator[tuple[Settings, Engine]]:
     """Settings and a migrated database; starts the embedded servers where none are configured.
 
-    Child processes find the servers in the environment.
+    Child processes find the servers in the environment, within the block.
+    data_dir: instead of the configured one
     """
     from app.storage.database import migrate as migrate_database
     from app.storage.database import open_engine
     from app.telemetry import configure_logging
 
-    settings = Settings()
+    settings = Settings() if data_dir is None else Settings().model_copy(update={"data_dir": data_dir})
     configure_logging(settings.log_level)
-    with servers(settings) as (database_url, redis_url):
-        os.environ.update(DATABASE_URL=database_url, REDIS_URL=redis_url)
-        os.environ["SEGUE_DATA_DIR"] = str(settings.data_dir.resolve())
+    with servers(settings) as (database_url, redis_url), _handed_on(database_url, redis_url, settings.data_dir):
         settings = Settings()
         settings.releases_dir.mkdir(parents=True, exist_ok=True)
         migrate_database(database_url)
@@ -37,6 +41,20 @@ def opened() -> Iterator[tuple[Settings, Engine]]:
             yield settings, engine
         finally:
             engine.dispose()
+
+
+@contextmanager
+def _handed_on(database_url: str, redis_url: str, data_dir: Path) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in HANDED_ON}
+    os.environ.update(zip(HANDED_ON, (database_url, redis_url, str(data_dir.resolve())), strict=True))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
