@@ -71,6 +71,27 @@ class History:
         return cls(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int8), np.empty(0, np.float64))
 
 
+class LiveSignals(Protocol):
+    """What people do now, by position; every answer holds for the moment of asking."""
+
+    @property
+    def half_lives(self) -> tuple[float, ...]:
+        """Seconds, ascending."""
+
+    @property
+    def newest(self) -> float:
+        """Unix seconds of the newest event counted, -inf without any."""
+
+    def counts(self, at: float) -> Scores:
+        """float32[half-lives, n]: the masses of each item's events, decayed as of `at` (unix seconds)."""
+
+    def totals(self) -> Scores:
+        """float32[n]: the same, undecayed. n may differ from a recommender's number of items."""
+
+    def covisited(self, position: int) -> tuple[Positions, Scores]:
+        """Items that the item's latest users met of late too, and the share of those users, 0–1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One question: which `limit` items should this user see?
@@ -78,6 +99,7 @@ class Query:
     at:        unix seconds; "now" for decay and recency, never read from the clock by a recommender
     eligible:  bool[n + m] or None for all: what filters (category, kind, blocks, existence) leave over
     excluded:  int32[k], positions never to be returned (seen items, the caller's own exclusions)
+    live:      what people do now; None where nobody counts (in a notebook, say)
     """
 
     limit: int
@@ -86,6 +108,7 @@ class Query:
     eligible: Mask | None = None
     excluded: Positions = field(default_factory=lambda: np.empty(0, np.int32))
     preferred_categories: tuple[str, ...] = ()
+    live: LiveSignals | None = None
 
 
 class Candidates(NamedTuple):
