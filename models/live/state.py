@@ -1,0 +1,138 @@
+"""The live state: what everybody does now, folded in event by event, asked by many threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.contracts import Positions, Scores
+from models.live.changes import Changes, DayLedger
+from models.live.counters import HALF_LIVES, DecayedCounters
+from models.live.trails import Trails
+
+__all__ = ["Changes", "DayLedger", "LiveState"]
+
+
+class LiveState:
+    """Decayed counters and trails together; a LiveSignals where an item's row is its position.
+
+    Every answer is a function of the set of events alone. Safe for threads: one folds, any number ask.
+    """
+
+    def __init__(self, *, half_lives: tuple[float, ...] = HALF_LIVES, n_items: int = 0) -> None:
+        """n_items: counted from the start; grows with the highest item seen."""
+        self._lock = threading.Lock()
+        self._counters = DecayedCounters(half_lives, n_items)
+        self._trails = Trails()
+
+    def __len__(self) -> int:
+        """Items that are counted: one more than the highest seen."""
+        return len(self._counters)
+
+    @property
+    def half_lives(self) -> tuple[float, ...]:
+        """Seconds, ascending."""
+        return self._counters.half_lives
+
+    @property
+    def newest(self) -> float:
+        """Unix seconds of the newest event counted, -inf without any."""
+        with self._lock:
+            return float(self._trails.last_at.max(initial=-np.inf))
+
+    def fold(self, changes: Changes) -> None:
+        """Takes the changes in; who asks meanwhile waits, and finds all of them or none."""
+        with self._lock:
+            self._counters.add(changes.counted_items, changes.counted_masses, changes.counted_at)
+            if len(changes.forgotten):
+                self._trails.forget(changes.forgotten)
+            self._trails.visit(changes.visit_users, changes.visit_items, changes.visit_at)
+            for item, (users, timestamps) in changes.refilled.items():
+                self._trails.refill(item, users, timestamps)
+
+    def counts(self, at: float) -> Scores:
+        """float32[H, n]: masses decayed as of `at` in unix seconds, but not before the newest event."""
+        with self._lock:
+            return self._counters.at(at)
+
+    def totals(self) -> Scores:
+        """float32[n]: masses of all time."""
+        with self._lock:
+            return self._counters.totals
+
+    def last_at(self) -> NDArray[np.float64]:
+        """float64[n]: unix seconds of each item's newest event, -inf where none."""
+        with self._lock:
+            last_at = self._trails.last_at
+            return np.pad(last_at, (0, len(self._counters) - len(last_at)), constant_values=-np.inf)
+
+    def covisited(self, position: int) -> tuple[Positions, Scores]:
+        """Items that the item's latest users visited of late, ascending, and the share of those users, 0–1."""
+        with self._lock:
+            return self._trails.covisited(position)
+
+    def trail(self, user: int) -> Positions:
+        """int32[≤ 10]: the user's latest items, newest first."""
+        with self._lock:
+            return self._trails.trail(user)
+
+    def visitors(self, item: int) -> NDArray[np.int32]:
+        """int32[≤ 100]: the item's latest users, newest first."""
+        with self._lock:
+            return self._trails.visitors(item)
+
+    def losing(self, users: NDArray[np.int32]) -> NDArray[np.int64]:
+        """int64[k]: items whose visitors have to be given (`Changes.refilled`) when these users are forgotten."""
+        with self._lock:
+            return self._trails.losing(users)
+
+    def extent(self) -> tuple[int, int]:
+        """One more than the highest item, and than the highest user."""
+        with self._lock:
+            return len(self._counters), self._trails.n_users
+
+    def item_parts(self, first: int, last: int) -> dict[str, NDArray[Any]]:
+        """What is known of items first … last-1, as arrays for `restore_items`."""
+        with self._lock:
+            visitors = self._trails.item_parts(first, last)
+            return self._counters.parts(first, last) | {f"visitors.{name}": part for name, part in visitors.items()}
+
+    def user_parts(self, first: int, last: int) -> dict[str, NDArray[Any]]:
+        """What is known of users first … last-1, as arrays for `restore_users`."""
+        with self._lock:
+            return self._trails.user_parts(first, last)
+
+    def restore_items(self, first: int, parts: Mapping[str, NDArray[Any]]) -> None:
+        """Sets the items from `first` on to what `item_parts` gave."""
+        visitors = {name.removeprefix("visitors."): parts[name] for name in parts if name.startswith("visitors.")}
+        with self._lock:
+            self._counters.restore(first, parts)
+            self._trails.restore_items(first, visitors)
+
+    def restore_users(self, first: int, parts: Mapping[str, NDArray[Any]]) -> None:
+        """Sets the users from `first` on to what `user_parts` gave."""
+        with self._lock:
+            self._trails.restore_users(first, parts)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """All of it as plain arrays, for `from_parts`."""
+        n_items, n_users = self.extent()
+        items, users = self.item_parts(0, n_items), self.user_parts(0, n_users)
+        named = {f"items.{name}": part for name, part in items.items()}
+        return named | {f"users.{name}": part for name, part in users.items()}
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, NDArray[Any]], *, half_lives: tuple[float, ...] = HALF_LIVES) -> Self:
+        """The state that `parts` was taken of. half_lives: those it was made with."""
+        state = cls(half_lives=half_lives)
+        state.restore_items(0, _below("items.", parts))
+        state.restore_users(0, _below("users.", parts))
+        return state
+
+
+def _below(prefix: str, parts: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): part for name, part in parts.items() if name.startswith(prefix)}
