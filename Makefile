@@ -13,7 +13,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test lint types contract pytest format bench leaderboard clean
+.PHONY: help demo install test lint types contract pytest format bench leaderboard replay clean
 
 help: ## list the targets
 	@echo "make demo         the service on real data at http://127.0.0.1:8000 (LIGHT=1: without torch; ARGS=\"--port 8001\")"
@@ -56,6 +56,9 @@ bench: install ## run every benchmark (minutes)
 
 leaderboard: install ## measure every recommender into docs/leaderboard.md
 	@$(BIN)/segue evaluate --seeds 3 --markdown docs/leaderboard.md
+
+replay: install ## replay the demo's log against the live service, into docs/replay.md (ARGS="--seeds 3")
+	@$(BIN)/segue replay demo/movietweetings-100k --format movietweetings --markdown docs/replay.md $(ARGS)
 
 clean: ## remove caches and build output; your data (var/) and the environment (.venv/) stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache

@@ -188,6 +188,7 @@ def baseline_ranks(
             found.append(baselines.ranks(users[event], items[event], timestamps[event]))
         if event % 500 == 0:
             watch(event - cut, len(log) - cut)
+    watch(len(log) - cut, len(log) - cut)
     by_baseline = np.array(found, np.int32).reshape(-1, len(BASELINES)).T
     return dict(zip(BASELINES, by_baseline, strict=True))
 
