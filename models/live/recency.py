@@ -188,7 +188,8 @@ class RecencyLists:
     def _places(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where in the flat arrays the lists of these keys lie, one list after the other."""
         counts = self._count[keys].astype(np.int64)
-        return np.arange(counts.sum()) + np.repeat(self._start[keys] - (np.cumsum(counts) - counts), counts)
+        places: NDArray[np.int64] = np.repeat(self._start[keys] - (np.cumsum(counts) - counts), counts)
+        return places + np.arange(len(places))
 
     def _settle(self, keys: NDArray[np.int64], counts: NDArray[np.int32]) -> None:
         """Rooms for lists of these lengths; what lies in a list that has to move is lost."""
