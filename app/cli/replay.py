@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from app.cli.replay_plan import Importer, Plan
     from app.replay import Service
+    from models.evaluation.replay import Ranks
     from models.evaluation.replay_report import Report, Run
 
 START_SECONDS = 120
@@ -61,6 +62,7 @@ def replay(  # noqa: PLR0917 - a command's options, which Typer gives by name
     seeds: Annotated[int, typer.Option(min=1, max=20, help="trainings, each with a seed of its own")] = 1,
     k: Annotated[int, typer.Option(min=1, max=100, help="length of the lists")] = 10,
     workers: Annotated[int, typer.Option(min=1, max=64, help="processes that answer")] = 1,
+    recipes: Annotated[bool, typer.Option(help="also ask each recommender alone, in this process")] = True,
     markdown: Annotated[Path | None, typer.Option(help="also write the tables to this file")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write every figure to this file")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="an empty folder to work in and keep")] = None,
@@ -79,7 +81,7 @@ def replay(  # noqa: PLR0917 - a command's options, which Typer gives by name
     runs: list[Run] = []
     for each in range(seed, seed + seeds):
         with _folder(data_dir) as folder:
-            run, published = _run(plan, importer, path, folder, seed=each, k=k, workers=workers)
+            run, published = _run(plan, importer, path, folder, seed=each, k=k, workers=workers, recipes=recipes)
         runs.append(run)
     with progress_counter() as progress:
         baselines = plan.baselines(published, partial(progress, "baselines"))
@@ -101,7 +103,7 @@ def _plan(importer: Importer, path: Path, *, share: float, events: int | None, l
 
 
 def _run(
-    plan: Plan, importer: Importer, path: Path, folder: Path, *, seed: int, k: int, workers: int
+    plan: Plan, importer: Importer, path: Path, folder: Path, *, seed: int, k: int, workers: int, recipes: bool
 ) -> tuple[Run, dict[str, float]]:
     """One import, training and replay; also when each item of the catalogue was published."""
     from app.cli.replay_plan import catalogue
@@ -118,8 +120,16 @@ def _run(
         published = catalogue(engine)
         with _serving(workers, folder / "serve.log") as service, progress_counter() as progress:
             played = play(service, replayed, k=k, feed=plan.feed, watch=partial(progress, "replay"))
-    run = Run(seed, played.ranks_array(), played.routes, played.recommenders, played.speed(len(replayed)), {})
+        alone = _alone(engine, settings, plan, k) if recipes else {}
+    run = Run(seed, played.ranks_array(), played.routes, played.recommenders, played.speed(len(replayed)), alone)
     return run, published
+
+
+def _alone(engine: Engine, settings: Settings, plan: Plan, k: int) -> dict[str, Ranks]:
+    from app.cli.replay_recipes import recipes_alone
+
+    with progress_counter() as progress:
+        return recipes_alone(engine, settings, plan, k=k, watch=partial(progress, "recommenders alone"))
 
 
 def _importer(format_name: Format) -> Importer:

@@ -53,6 +53,19 @@ class Run:
         if not len(self.ranks) == len(self.routes) == len(self.recommenders):
             raise ValueError("an answer lacks its rank, its route or its recommender")
 
+    @property
+    def agreement(self) -> float:
+        """The share of answers that put the item where the recommender that led them puts it alone, in this process.
+
+        Well below 1, what the service knows is not what a replay thinks that it knows. NaN without recipes.
+        """
+        led = [
+            alone[case] == rank
+            for case, (rank, leader) in enumerate(zip(self.ranks.tolist(), self.recommenders, strict=True))
+            if (alone := self.recipes.get(leader)) is not None
+        ]
+        return float(np.mean(led)) if led else float("nan")
+
 
 class Accuracy(NamedTuple):
     """Means over cases."""
@@ -129,7 +142,10 @@ class Report:
         run = self.median
         speed = ", ".join(f"{name} {value:,.1f}" for name, value in run.speed.items())
         led = ", ".join(f"{name} {count:,}" for name, count in Counter(run.recommenders).most_common())
-        return [f"Speed: {speed}.", f"Answers led by: {led}."]
+        remarks = [f"Speed: {speed}.", f"Answers led by: {led}."]
+        if run.recipes:
+            remarks.append(f"Answers with the item where their leader puts it alone: {run.agreement:.2%}.")
+        return remarks
 
     def gains(self, run: Run, which: Mask | None = None) -> dict[str, Estimate]:
         """NDCG@k of the run minus that of each baseline, paired, users being what is drawn again.
@@ -138,7 +154,7 @@ class Report:
         """
         chosen = np.ones(len(run.ranks), np.bool_) if which is None else which
         own = ndcg_at(self.k, run.ranks[chosen])
-        others = {**self.baselines, **run.recipes}
+        others = self._others(run)
         differences = np.stack([own - ndcg_at(self.k, ranks[chosen]) for ranks in others.values()], axis=1)
         return dict(zip(others, clustered_bootstrap(differences, self.cases.users[chosen], seed=0), strict=True))
 
@@ -146,10 +162,13 @@ class Report:
         chosen = ranks if which is None else ranks[which]
         return Accuracy(float(hits_at(self.k, chosen).mean()), float(ndcg_at(self.k, chosen).mean()))
 
+    def _others(self, run: Run) -> dict[str, Ranks]:
+        return {**self.baselines, **{f"`{name}` alone": ranks for name, ranks in run.recipes.items()}}
+
     def _methods(self) -> Table:
         run = self.median
         gains = self.gains(run)
-        others = sorted({**self.baselines, **run.recipes}.items(), key=lambda named: -self._accuracy(named[1]).ndcg)
+        others = sorted(self._others(run).items(), key=lambda named: -self._accuracy(named[1]).ndcg)
         rows = [(SERVICE, *_figures(self._accuracy(run.ranks)), "")]
         rows += [(name, *_figures(self._accuracy(ranks)), _signed(gains[name])) for name, ranks in others]
         gain = "the service's lead in NDCG, paired, 95 % by user"
@@ -192,6 +211,7 @@ class Report:
                 for name, which in self._masks(run)
             },
             "lead_in_ndcg": {name: gain._asdict() for name, gain in self.gains(run).items()},
+            "agreement": None if np.isnan(run.agreement) else run.agreement,
             "recipes": {name: self._accuracy(ranks)._asdict() for name, ranks in run.recipes.items()},
             "speed": dict(run.speed),
         }

@@ -84,6 +84,8 @@ def test_each_answer_knows_the_events_before_it_less_the_lag(
     assert run["groups"]["route new"]["cases"] == first_seen(log, feed)
     assert 0 < run["ndcg"] < run["hit_rate"] <= 1
     assert run["speed"]["answers 503"] == run["speed"]["reconnects"] == 0
+    assert run["agreement"] > 0.9
+    assert {"popularity", "blend"} <= set(run["recipes"])
     assert stored(environment) == BEFORE + feed.known(EVENTS - BEFORE - 1)
 
 

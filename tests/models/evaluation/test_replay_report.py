@@ -111,3 +111,15 @@ def test_markdown_and_json_say_what_is_measured() -> None:
 def test_answers_must_be_complete() -> None:
     with pytest.raises(ValueError, match="lacks"):
         Run(0, np.zeros(2, np.int32), ["new"], ["blend", "blend"], {}, {})
+
+
+def test_answers_agree_with_who_led_them_where_the_item_stands_the_same() -> None:
+    alone = {"blend": np.array([1, 2, 0, 4], np.int32), "popularity": np.array([9, 9, 9, 5], np.int32)}
+    leaders = ["blend", "blend", "nobody", "popularity"]
+    run = Run(0, np.array([1, 3, 7, 5], np.int32), ["few"] * 4, leaders, {}, alone)
+
+    assert run.agreement == pytest.approx(2 / 3)
+    report = report_of(run, users=[0, 1, 2, 3])
+    assert "66.67%" in report.as_markdown()
+    assert {"`blend` alone", "`popularity` alone"} < {row[0] for row in report.tables()[0].rows}
+    assert report.as_json()["runs"][0]["recipes"]["popularity"]["hit_rate"] == 1
