@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from models.contracts import Arrays, Parameters, Progress, Recommender, Scores, unwatched
 from models.data.dataset import Dataset
+from models.fit_blend import fit_blend
 from models.retrieval.als_hybrid import AlsHybrid, fit_als_hybrid, refit_als_hybrid
 from models.retrieval.content_clusters import ContentClusters, fit_content_clusters
 from models.retrieval.item_similarity import ItemSimilarity, fit_item_similarity, refit_item_similarity
+from models.retrieval.live_counts import LiveCounts, fit_live_counts, refit_live_counts
 from models.retrieval.popularity import Popularity, fit_popularity, refit_popularity
-from models.two_stage import Blend, fit_blend
+from models.two_stage import Blend
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ def _popularity(dataset: Dataset, context: FitContext) -> Recommender:
     return fit_popularity(dataset, progress=context.progress)
 
 
+def _live_counts(dataset: Dataset, context: FitContext) -> Recommender:
+    return fit_live_counts(dataset, context.content, progress=context.progress)
+
+
 def _item_similarity(dataset: Dataset, context: FitContext) -> Recommender:
     return fit_item_similarity(dataset, seed=context.seed, progress=context.progress)
 
@@ -70,6 +76,8 @@ def _refit(like: Recommender, dataset: Dataset, context: FitContext) -> Recommen
     match like:
         case Popularity():
             return refit_popularity(like, dataset)
+        case LiveCounts():
+            return refit_live_counts(like, dataset, context.content)
         case ItemSimilarity():
             return refit_item_similarity(like, dataset)
         case AlsHybrid():
@@ -82,10 +90,11 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("popularity", _popularity, lambda p, a, _: Popularity.from_parts(p, a)),
+        Recipe("live_counts", _live_counts, lambda p, a, _: LiveCounts.from_parts(p, a)),
         Recipe("item_similarity", _item_similarity, lambda p, a, _: ItemSimilarity.from_parts(p, a)),
         Recipe("als_hybrid", _als_hybrid, lambda p, a, _: AlsHybrid.from_parts(p, a)),
         Recipe("content_clusters", _content_clusters, lambda p, a, _: ContentClusters.from_parts(p, a)),
-        Recipe("blend", _blend, Blend.from_parts, needs=("popularity", "item_similarity", "als_hybrid")),
+        Recipe("blend", _blend, Blend.from_parts, needs=("live_counts", "item_similarity", "als_hybrid")),
     )
 }
 """In the order in which they are fitted: a recipe comes after those it needs."""

@@ -104,9 +104,15 @@ class Dataset:
 
 def latest_per_pair(interactions: Interactions) -> NDArray[np.int64]:
     """int64[m]: indices of the last interaction of each (user, item), in time order."""
-    n = len(interactions)
-    if n == 0:
-        return np.empty(0, np.int64)
-    pair = interactions.users.astype(np.int64) * (int(interactions.items.max()) + 1) + interactions.items
-    _, last_from_end = np.unique(pair[::-1], return_index=True)
-    return np.sort(n - 1 - last_from_end)
+    _, last_from_end = np.unique(_pairs(interactions)[::-1], return_index=True)
+    return np.sort(len(interactions) - 1 - last_from_end)
+
+
+def first_per_pair(interactions: Interactions) -> NDArray[np.int64]:
+    """int64[m]: indices of the first interaction of each (user, item), in time order."""
+    return np.sort(np.unique(_pairs(interactions), return_index=True)[1])
+
+
+def _pairs(interactions: Interactions) -> NDArray[np.int64]:
+    """int64[n]: one number per (user, item)."""
+    return interactions.users.astype(np.int64) * (int(interactions.items.max(initial=-1)) + 1) + interactions.items

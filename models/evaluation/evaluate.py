@@ -1,7 +1,7 @@
 """Everything that could be served, judged on what people did after a moment that is the same for all.
 
 Full ranking: every item competes, none is sampled. What a user had met before is not asked for again. A user is
-*warm* when the training data knows them, else *cold*; cold users get what the route `new` gives, popularity.
+*warm* when the training data knows them, else *cold*; cold users get what the route `new` gives, live counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from models.contracts import History, Mask, Positions, Progress, Query, Recommender, Scores, unwatched
+from models.contracts import History, LiveSignals, Mask, Positions, Progress, Query, Recommender, Scores, unwatched
 from models.data.dataset import Dataset, latest_per_pair
 from models.data.splits import Split, split_by_time
 from models.evaluation.leaderboard import Leaderboard, Row
@@ -27,6 +27,7 @@ from models.evaluation.metrics import (
     recall_at,
     reciprocal_rank_at,
 )
+from models.live.stream import live_state_of
 from models.retrieval.popularity import Popularity, by_kind
 from models.retrieval.popularity_kinds import Kind
 from models.training import FittedRelease, fit_recipes
@@ -39,7 +40,9 @@ BASELINES = (
     *(Kind("decay", days) for days in (0.5, 1, 2, 4, 8)),
 )
 ROUTED = "blend"
-"""Who answers users with interactions, few or many, before popularity fills up (`app/serving/routing.py`)."""
+"""Who answers users with interactions, few or many (`app/serving/routing.py`)."""
+FIRST = "live_counts"
+"""Who answers users without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +58,17 @@ class Judge:
     """The test users of a split, and how lists for them are judged.
 
     cases: one per user with something relevant; empty histories are the cold users
+    live:  what people did until the moment
     """
 
     split: Split
     cases: list[Case]
     seed: int
+    live: LiveSignals
 
     @classmethod
     def of(cls, split: Split, *, seed: int = 0) -> Judge:
-        return cls(split, _cases(split), seed)
+        return cls(split, _cases(split), seed, live_state_of(split.earlier))
 
     @property
     def at(self) -> float:
@@ -76,7 +81,8 @@ class Judge:
         return np.array([len(case.history) > 0 for case in self.cases], np.bool_)
 
     def query(self, case: Case) -> Query:
-        return Query(limit=LENGTH, at=self.at, history=case.history, excluded=case.history.positions)
+        history = case.history
+        return Query(limit=LENGTH, at=self.at, history=history, excluded=history.positions, live=self.live)
 
     def rows(self, name: str, lists: Lists) -> list[Row]:
         """The lists' rows: all users, warm and cold."""
@@ -115,7 +121,8 @@ def judge_release(fitted: FittedRelease, split: Split, *, seed: int = 0, progres
     """The leaderboard of recommenders that were fitted on the split's earlier part."""
     judge = Judge.of(split, seed=seed)
     recommenders = _with_popularity(fitted.recommenders, split)
-    everyone = _same_for_all(judge, recommenders["popularity"].scores(Query(limit=0, at=judge.at)))
+    newcomer = Query(limit=0, at=judge.at, live=judge.live)
+    everyone = _same_for_all(judge, recommenders[FIRST if FIRST in recommenders else "popularity"].scores(newcomer))
     entries: dict[str, Callable[[], Lists]] = {
         f"popularity {kind.label}": lambda kind=kind: _same_for_all(judge, by_kind(split.earlier, (kind,))[0])  # type: ignore[misc]
         for kind in BASELINES

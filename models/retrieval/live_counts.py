@@ -1,0 +1,173 @@
+"""Live counts: what people choose now, as the counters of the moment say, not as of the last training.
+
+Counts become shares with a prior, so that the first click after a silence neither empties nor floods the list: a few
+pseudo-events are spread as all-time popularity is, and all-time popularity itself starts from what an item's content
+lets expect (additive smoothing towards a background model, as in language modelling: Zhai and Lafferty, 2004).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.contracts import (
+    Arrays,
+    LiveSignals,
+    Parameters,
+    Parts,
+    Positions,
+    Progress,
+    Query,
+    Reason,
+    ReasonCode,
+    Scores,
+)
+from models.data.dataset import Dataset
+from models.live.counters import HALF_LIVES
+from models.live.stream import choices_of, live_state_of
+from models.retrieval.dense import DenseRecommender
+
+PSEUDO_EVENTS = 2.0
+"""Events at the rate of all-time popularity that are added to every decayed counter."""
+_LEAST_EXPECTED, _MOST_EXPECTED = 0.03, 3.0
+_RIDGE = 10.0
+DEFAULT = HALF_LIVES.index(86_400.0)
+_CHOSEN_ON = 0.3
+"""Newest part of the data on which the half-life is chosen, by what foretells the next choice best."""
+_MOST_CHOICES = 4_000
+_FEWEST_CHOICES = 100
+_CUT_OFF = 10
+
+
+@dataclass(frozen=True)
+class ExpectedCounts:
+    """What an item's content lets expect of it before anybody met it: a ridge regression of log counts.
+
+    weights: float32[d + 1], the last one for the constant
+    """
+
+    weights: Scores
+
+    def __call__(self, content: Scores) -> Scores:
+        """float32[n] events, between 0.03 and 3; the constant's where nothing is known of an item."""
+        logs = content @ self.weights[:-1] + self.weights[-1]
+        return np.asarray(np.clip(np.exp(logs), _LEAST_EXPECTED, _MOST_EXPECTED), np.float32)
+
+    @classmethod
+    def fit(cls, content: Scores, totals: NDArray[np.float64]) -> Self:
+        if len(content) == 0:
+            return cls(np.zeros(content.shape[1] + 1, np.float32))
+        target = np.log(totals + _LEAST_EXPECTED)
+        rows = np.hstack([content, np.ones((len(content), 1))]).astype(np.float64)
+        penalty = np.diag([_RIDGE] * content.shape[1] + [1e-6])
+        return cls(np.linalg.solve(rows.T @ rows + penalty, rows.T @ target).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class LiveCounts(DenseRecommender):
+    """Built by `fit_live_counts` or `from_parts`. Every item has a finite score, also those never met.
+
+    as_fitted: float32[h + 1, n], decayed counts at the end of the data and the totals behind them: what is used
+               for a query without live signals
+    expected:  float32[n + m], events that each item's content lets expect
+    served:    index of the half-life that `scores` answers by
+    """
+
+    name: ClassVar[str] = "live_counts"
+    as_fitted: Scores
+    expect: ExpectedCounts
+    expected: Scores
+    served: int
+
+    @property
+    def n_items(self) -> int:
+        return len(self.expected)
+
+    @property
+    def n_fitted(self) -> int:
+        return int(self.as_fitted.shape[1])
+
+    def scores(self, query: Query) -> Scores:
+        return np.asarray(self.log_shares(query)[self.served])
+
+    def log_shares(self, query: Query) -> Scores:
+        """float32[h + 1, n_items]: logarithm of each item's share of what people do, by half-life, then of all time."""
+        counts, totals = self._counted(query)
+        totals = totals + self.expected
+        background = totals / totals.sum()
+        masses = counts.sum(axis=1, keepdims=True)
+        shares = (counts + np.float32(PSEUDO_EVENTS) * background) / (masses + np.float32(PSEUDO_EVENTS))
+        return np.asarray(np.log(np.vstack([shares, background])), np.float32)
+
+    def reasons(self, query: Query, positions: Positions) -> list[Reason]:
+        code: ReasonCode = "popular" if query.live is None else "live"
+        return [Reason(code)] * len(positions)
+
+    def with_new_items(self, content: Scores) -> Self:
+        return replace(self, expected=np.concatenate([self.expected[: self.n_fitted], self.expect(content)]))
+
+    def parts(self) -> Parts:
+        arrays = {
+            "as_fitted": self.as_fitted,
+            "expect": self.expect.weights,
+            "expected": self.expected[: self.n_fitted],
+        }
+        return Parts({"half_lives": list(HALF_LIVES), "served": self.served}, arrays)
+
+    @classmethod
+    def from_parts(cls, parameters: Parameters, arrays: Arrays) -> Self:
+        if tuple(parameters["half_lives"]) != HALF_LIVES:
+            raise ValueError(f"fitted for half-lives {parameters['half_lives']}, this code counts by {HALF_LIVES}")
+        return cls(arrays["as_fitted"], ExpectedCounts(arrays["expect"]), arrays["expected"], parameters["served"])
+
+    def _counted(self, query: Query) -> tuple[Scores, Scores]:
+        if query.live is None:
+            return _widened(self.as_fitted[:-1], self.n_items), _widened(self.as_fitted[-1], self.n_items)
+        return _widened(query.live.counts(query.at), self.n_items), _widened(query.live.totals(), self.n_items)
+
+
+def fit_live_counts(dataset: Dataset, content: Scores, *, progress: Progress) -> LiveCounts:
+    """Remember what was counted by the end of the data, and choose the half-life to answer by."""
+    progress("live_counts: counting", 0.0)
+    fitted = _counted_until_now(dataset, content, DEFAULT)
+    progress("live_counts: choosing a half-life", 0.1)
+    n = len(dataset.interactions)
+    start = n - round(n * _CHOSEN_ON)
+    earlier = dataset.with_interactions(dataset.interactions.take(slice(0, start)))
+    served = _best_half_life(_counted_until_now(earlier, content, DEFAULT), dataset, start)
+    progress("live_counts: done", 1.0)
+    return replace(fitted, served=served)
+
+
+def refit_live_counts(like: LiveCounts, dataset: Dataset, content: Scores) -> LiveCounts:
+    """Count other data; answer by the half-life of one fitted before."""
+    return _counted_until_now(dataset, content, like.served)
+
+
+def _counted_until_now(dataset: Dataset, content: Scores, served: int) -> LiveCounts:
+    signals: LiveSignals = live_state_of(dataset)
+    totals = _widened(signals.totals(), dataset.n_items)
+    expect = ExpectedCounts.fit(content, totals.astype(np.float64))
+    decayed = _widened(signals.counts(dataset.ends_at), dataset.n_items)
+    return LiveCounts(np.vstack([decayed, totals]), expect, expect(content), served)
+
+
+def _best_half_life(fitted: LiveCounts, dataset: Dataset, start: int) -> int:
+    gains: list[NDArray[np.float64]] = []
+    for choice in choices_of(dataset, start, len(dataset.interactions), most=_MOST_CHOICES):
+        shares = fitted.log_shares(choice.query)[:-1]
+        shares[:, choice.query.excluded] = -np.inf
+        ranks = (shares > shares[:, [choice.chosen]]).sum(axis=1)
+        gains.append(np.where(ranks < _CUT_OFF, 1 / np.log2(ranks + 2), 0.0))
+    return DEFAULT if len(gains) < _FEWEST_CHOICES else int(np.mean(gains, axis=0).argmax())
+
+
+def _widened(counts: Scores, n: int) -> Scores:
+    """Cut or filled up with zeros to n items: the signals may know more or fewer than the release."""
+    missing = n - counts.shape[-1]
+    if missing <= 0:
+        return counts[..., :n]
+    return np.concatenate([counts, np.zeros((*counts.shape[:-1], missing), np.float32)], axis=-1)
