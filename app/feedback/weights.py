@@ -34,3 +34,13 @@ def weight_of(kind: str, value: float | None, weights: Mapping[str, float]) -> f
         case "listen" if value is not None:
             return weight * (value - 0.3) / 0.7
     return weight
+
+
+def mass_of(kind: str, value: float | None, weights: Mapping[str, float]) -> float:
+    """How much an event counts for its item in the live signals: 1 and its weight, and never less than 0.
+
+    Kinds without a weight count nothing, and so does `unlike`.
+    """
+    if kind == "unlike" or not weights.get(kind, 0.0):
+        return 0.0
+    return max(0.0, 1 + weight_of(kind, value, weights))

@@ -131,6 +131,47 @@ interactions = Table(
     CheckConstraint("kind <> 'impression'", name="done"),
     Index("ix_interactions_user_row_timestamp", "user_row", "timestamp"),
     Index("ix_interactions_timestamp", "timestamp"),
+    Index("ix_interactions_xid", "xid"),
+)
+
+retractions = Table(
+    "retractions",
+    metadata,
+    # Interactions of users who were erased, for as long as the live signals need to take them out again: an hour.
+    # The user's row is a number that stands for nobody any more.
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("user_row", Integer, nullable=False),
+    Column("item_row", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("value", Float),
+    _instant("timestamp", nullable=False),
+    _instant("received_at", nullable=False),
+    # The transaction that stored the interaction, and the one that erased it.
+    Column("stored_xid", Xid8, nullable=False),
+    Column("xid", Xid8, nullable=False, server_default=CURRENT_XID),
+    _instant("retracted_at", nullable=False, server_default=NOW),
+    Index("ix_retractions_xid", "xid"),
+)
+
+live_checkpoint = Table(
+    "live_checkpoint",
+    metadata,
+    # One row: up to which transaction `live_chunks` count, and by which definition.
+    Column("only", Boolean, CheckConstraint("only", name="single"), primary_key=True, server_default=text("true")),
+    Column("fingerprint", Text, nullable=False),
+    Column("watermark", Xid8, nullable=False),
+    # Retractions below are pruned: who has not read that far starts again from the checkpoint.
+    Column("retractions_from", Xid8, nullable=False, server_default=text("'0'")),
+    _instant("stored_at", nullable=False, server_default=NOW),
+)
+
+live_chunks = Table(
+    "live_chunks",
+    metadata,
+    # The live signals of some hundred items, or users, as arrays: see app/live/checkpoint.py.
+    Column("part", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
 )
 
 on_screen = Table(

@@ -12,18 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, text
 
-from app.settings import FEEDBACK_KINDS
+from app.feedback.signals import KINDS, signs_of, weights_of
+from app.storage.copy_out import POSTGRES_EPOCH, copy_out
 from app.storage.database import database_id
-from app.training.copy_out import copy_out
-from app.training.signals import signs_of, weights_of
 from models.contracts import Progress, unwatched
 from models.data.dataset import Dataset, Interactions, ItemTable
 
-# Code 0 stands for whatever is no feedback: `unlike`, which takes a like back and leaves neither sign nor weight.
-KINDS = ("unlike", *FEEDBACK_KINDS)
-
 _ITEMS_PER_FETCH = 2_000
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 _ARRAY_HEADER_BYTES = 20
 
 
@@ -167,7 +162,7 @@ def _features(sent: Sequence[memoryview | None]) -> NDArray[np.float32]:
 
 
 def _unix_seconds(microseconds: NDArray[np.int64]) -> NDArray[np.float64]:
-    return microseconds / 1e6 + _POSTGRES_EPOCH
+    return microseconds / 1e6 + POSTGRES_EPOCH
 
 
 def _window(timestamps: NDArray[np.float64]) -> tuple[datetime, datetime] | None:

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine, text
 
 from app.feedback.weights import sign_of, weight_of
 from app.settings import DEFAULT_WEIGHTS
+from app.storage import copy_out
 from app.storage.database import database_id
-from app.training import copy_out
 from app.training import extract as extract_module
 from app.training.extract import Extracted, extract
 from models.data.dataset import latest_per_pair

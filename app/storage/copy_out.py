@@ -6,11 +6,15 @@ https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
+
+POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
+"""Unix seconds of where Postgres' binary times count from."""
 
 _HEADER_BYTES = 19
 _TRAILER = b"\xff\xff"
@@ -31,12 +35,34 @@ def copy_out(
     float8, and timestamptz as int64 microseconds since 2000. on_rows is told how many rows have come.
     Raises ValueError where widths differ or a null turns up.
     """
+    blocks: list[NDArray[np.void]] = []
+    heard = on_rows or _unheard
+    rows = 0
+
+    def keep(block: NDArray[np.void]) -> None:
+        nonlocal rows
+        rows += len(block)
+        blocks.append(block)
+        heard(rows)
+
+    copy_blocks(db, query, parameters, dtype, keep)
+    return np.concatenate(blocks)
+
+
+def copy_blocks(
+    db: Connection,
+    query: str,
+    parameters: Mapping[str, object],
+    dtype: np.dtype[np.void],
+    on_block: Callable[[NDArray[np.void]], None],
+) -> None:
+    """`copy_out` for more rows than fit into memory: on_block gets some megabytes of them at a time."""
     cursor: Any = db.connection.cursor()
-    sink = _Sink(dtype, on_rows or _unheard)
+    sink = _Sink(dtype, on_block)
     bound = cursor.mogrify(query, parameters).decode()
     cursor.copy_expert(f"copy ({bound}) to stdout (format binary)", sink)
     cursor.close()
-    return sink.result()
+    sink.finish()
 
 
 def _unheard(rows: int) -> None:
@@ -46,13 +72,11 @@ def _unheard(rows: int) -> None:
 class _Sink:
     """What psycopg2 writes to; it turns into arrays what has gathered, some megabytes at a time."""
 
-    def __init__(self, dtype: np.dtype[np.void], on_rows: Callable[[int], None]) -> None:
-        self._dtype, self._wire, self._on_rows = dtype, _wire(dtype), on_rows
+    def __init__(self, dtype: np.dtype[np.void], on_block: Callable[[NDArray[np.void]], None]) -> None:
+        self._dtype, self._wire, self._on_block = dtype, _wire(dtype), on_block
         self._gathered: list[bytes] = []
         self._size = 0
         self._skip = _HEADER_BYTES
-        self._blocks: list[NDArray[np.void]] = []
-        self._rows = 0
 
     def write(self, data: bytes) -> None:
         self._gathered.append(data)
@@ -60,22 +84,19 @@ class _Sink:
         if self._size >= _BLOCK_BYTES:
             self._digest()
 
-    def result(self) -> NDArray[np.void]:
+    def finish(self) -> None:
         rest = self._digest()
         if rest != _TRAILER:
             raise ValueError(f"COPY ended with {len(rest)} bytes too many: a null, or a column of another width")
-        return np.concatenate(self._blocks)
 
     def _digest(self) -> bytes:
         data = b"".join(self._gathered)[self._skip :]
         self._skip = 0
         count = len(data) // self._wire.itemsize
         raw = np.frombuffer(data, self._wire, count)
-        self._blocks.append(self._checked(raw))
-        self._rows += count
-        self._on_rows(self._rows)
         rest = data[count * self._wire.itemsize :]
         self._gathered, self._size = [rest], len(rest)
+        self._on_block(self._checked(raw))
         return rest
 
     def _checked(self, raw: NDArray[np.void]) -> NDArray[np.void]:
