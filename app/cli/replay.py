@@ -79,6 +79,8 @@ def replay(  # noqa: PLR0917 - a command's options, which Typer gives by name
     importer = _importer(format_name)
     plan = _plan(importer, path, share=share, events=events, lag=lag)
     runs: list[Run] = []
+    # Ended by a signal, Python would leave without stopping what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for each in range(seed, seed + seeds):
         with _folder(data_dir) as folder:
             run, published = _run(plan, importer, path, folder, seed=each, k=k, workers=workers, recipes=recipes)
@@ -186,9 +188,11 @@ def _serving(workers: int, log: Path) -> Iterator[Service]:
 
     service = Service(_free_port(), secrets.token_urlsafe(32), secrets.token_urlsafe(32))
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(service.port), "--workers", str(workers)]
-    environment = os.environ | {"SEGUE_ADMIN_KEY": service.admin_key, "SEGUE_WRITE_KEY": service.write_key}
-    # Ended by a signal, Python would leave without stopping what it started.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    environment = os.environ | {
+        "SEGUE_ADMIN_KEY": service.admin_key,
+        "SEGUE_WRITE_KEY": service.write_key,
+        "SEGUE_PARENT_PID": str(os.getpid()),
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--no-worker"], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -198,7 +202,6 @@ def _serving(workers: int, log: Path) -> Iterator[Service]:
             yield service
         finally:
             _stop(process)
-            signal.signal(signal.SIGTERM, before)
 
 
 def _await_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

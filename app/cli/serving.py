@@ -21,6 +21,7 @@ from app.cli.imports import print_import
 from app.cli.surroundings import opened
 from app.cli.training import current_release, run_training
 from app.errors import SegueError
+from app.orphans import ending_with, serving_parent
 from app.progress import console, progress_counter
 from app.settings import Settings
 
@@ -139,10 +140,12 @@ def _is_loopback(host: str) -> bool:
 def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bool) -> None:
     import uvicorn
 
+    parent = serving_parent()
     os.environ["SEGUE_PARENT_PID"] = str(os.getpid())
     # uvicorn sends itself the signal once more when it has drained: it must not keep us from what follows.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
+        stack.enter_context(ending_with(parent, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             # Each scrape is answered by one worker, for all of them: they count into files here.
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))

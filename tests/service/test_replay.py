@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+import psutil
 import pytest
 from sqlalchemy import text
 
 from app.storage.database import open_engine
 from models.evaluation.replay import Feed
+
+T = TypeVar("T")
 
 EVENTS, USERS, NEWCOMERS, FILMS = 300, 40, 10, 30
 BEFORE = 240
@@ -87,6 +93,51 @@ def test_each_answer_knows_the_events_before_it_less_the_lag(
     assert run["agreement"] > 0.9
     assert {"popularity", "blend"} <= set(run["recipes"])
     assert stored(environment) == BEFORE + feed.known(EVENTS - BEFORE - 1)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_it_leaves_no_process_behind(log: Path, tmp_path: Path, end: signal.Signals) -> None:
+    without = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+    command = [sys.executable, "-m", "app.cli", "replay", str(log), "--format", "movietweetings"]
+    with subprocess.Popen(
+        command, env=without | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as running:
+        service = awaited(lambda: serving_below(running.pid))
+        holders = processes_below(tmp_path)
+        running.send_signal(end)
+        running.wait(30)
+
+    awaited(lambda: not any(alive(process) for process in (service, *holders)))
+    assert holders
+    assert end is signal.SIGKILL or not list(tmp_path.iterdir())
+
+
+def serving_below(pid: int) -> psutil.Process | None:
+    """The `segue serve` that the process started, once it listens."""
+    children = psutil.Process(pid).children()
+    serving = [child for child in children if "serve" in child.cmdline() and child.net_connections()]
+    return serving[0] if serving else None
+
+
+def processes_below(folder: Path) -> list[psutil.Process]:
+    """Those that were told of the folder: the embedded servers and who watches over them."""
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or ())]
+
+
+def alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def awaited(ready: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := ready():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within a minute")
 
 
 def test_a_database_in_use_is_refused(log: Path, environment: dict[str, str]) -> None:
