@@ -129,7 +129,7 @@ def _first_weights(rng: np.random.Generator, f: int, c: int, h: int) -> _Weights
         rng.normal(0, wide, (h, f)),
         rng.normal(0, wide, (c, h)),
         np.zeros(h),
-        rng.normal(0, 1 / np.sqrt(h), h),
+        rng.normal(0, 1 / np.sqrt(max(h, 1)), h),
     )
     return _Weights(*(np.asarray(array, np.float32) for array in drawn))
 
