@@ -1,0 +1,143 @@
+"""What the blend looks at: co-visits by hand, the situation, and surprise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.contracts import History, Query
+from models.live.changes import DayLedger
+from models.live.counters import HALF_LIVES
+from models.live.state import LiveState
+from models.ranking.features import CO_VISITS, CONTEXTS, SHARES, STEPS_BACK, Surprise, co_visits, context_of
+from tests.recommender_contract import NOW, ask, history
+
+LEAST = np.log(np.float32(1e-3))
+
+
+def live(*trails: tuple[int, ...]) -> LiveState:
+    """One user per trail, who met its items a minute apart."""
+    visits = [(user, item, place) for user, trail in enumerate(trails) for place, item in enumerate(trail)]
+    visits.sort(key=lambda visit: visit[2])
+    users, items, places = (np.array(column) for column in zip(*visits, strict=True))
+    state = LiveState()
+    state.fold(
+        DayLedger().changes(
+            users.astype(np.int32), items.astype(np.int32), np.ones(len(users)), NOW - 3_600 + 60.0 * places
+        )
+    )
+    return state
+
+
+def test_co_visits_are_shares_of_the_visitors_discounted_by_steps_back() -> None:
+    """Item 0 led two of three visitors to item 1 and one to item 2; item 5 led its one visitor to item 2."""
+    signals = live((0, 1), (0, 1), (0, 2), (5, 2))
+    met = np.exp(co_visits(ask((0, 5), live=signals), 6)) - 1e-3
+    assert met.shape == (len(CO_VISITS), 6)
+    np.testing.assert_allclose(met[0], [0, 0.75 * 2 / 3, 1 + 0.75 / 3, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(met[1], [0, 0, 1, 0, 0, 0], atol=1e-6)
+
+
+def test_co_visits_look_back_so_far_and_no_further() -> None:
+    signals = live((0, 60))
+    others = tuple(range(1, STEPS_BACK + 1))
+    assert co_visits(ask((0, *others[1:]), live=signals), 61)[0, 60] > LEAST
+    np.testing.assert_array_equal(co_visits(ask((0, *others), live=signals), 61), LEAST)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [ask((0, 1)), ask((), live=live((0, 1))), ask((9, 5_000), live=live((0, 1)))],
+    ids=["nobody counts", "no history", "items that nobody met"],
+)
+def test_without_anything_to_go_by_all_items_are_alike(query: Query) -> None:
+    found = co_visits(query, 4)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.full((2, 4), LEAST))
+
+
+def test_co_visits_of_items_that_the_release_does_not_know_are_left_out() -> None:
+    """Item 7 leads to items 2 and 8; whoever speaks of three items hears of item 2 alone."""
+    found = co_visits(ask((7,), live=live((7, 2, 8))), 3)
+    assert found.shape == (2, 3)
+    assert (found > LEAST).tolist() == [[False, False, True]] * 2
+
+
+def test_no_items_no_co_visits() -> None:
+    assert co_visits(ask((0,), live=live((0, 1))), 0).shape == (2, 0)
+
+
+def shares(n: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Item i has the logarithm -i by the half-life of four days, and something else by all others."""
+    found = np.full((len(SHARES), n), 100, np.float32)
+    found[HALF_LIVES.index(4 * 86_400)] = -np.arange(n)
+    return found
+
+
+def test_the_situation_says_how_known_how_long_ago_and_how_current() -> None:
+    found = context_of(ask((4, 1, 2, 6)), shares(8))
+    np.testing.assert_allclose(found, [np.log1p(4), 0, np.log1p(60), -3, -6], rtol=1e-6)
+    assert len(found) == len(CONTEXTS)
+    assert found.dtype == np.float32
+
+
+def test_the_situation_of_whoever_is_not_known() -> None:
+    for query in (ask(), ask((8, 9))):
+        assert context_of(query, shares(8)).tolist() == [0, 1, 0, 0, 0]
+    assert context_of(ask((0,)), shares(0)).tolist() == [0, 1, 0, 0, 0]
+
+
+def test_the_situation_leaves_items_that_the_release_does_not_know_out_of_the_taste() -> None:
+    np.testing.assert_allclose(context_of(ask((4, 9_000)), shares(8))[[0, 3, 4]], [np.log1p(2), -4, -4], rtol=1e-6)
+
+
+def test_a_past_that_lies_in_the_future_is_just_now() -> None:
+    early = Query(limit=1, at=NOW - 86_400, history=history((1,)))
+    assert context_of(early, shares(8))[2] == 0
+
+
+def test_a_history_without_entries_is_like_none() -> None:
+    assert context_of(Query(limit=1, at=NOW, history=History.empty()), shares(8))[1] == 1
+
+
+def test_surprise_is_distance_from_what_the_source_usually_says() -> None:
+    sample = np.array([[1.0, 10.0, 0.0], [3.0, 14.0, 0.0]], np.float32)
+    found = Surprise.of(sample)(np.array([3.0, 12.0, 0.0], np.float32))
+    assert found[0] > 0
+    assert found[1:].tolist() == [0.0, 0.0]
+
+
+def test_surprise_is_bounded_and_silent_without_an_opinion() -> None:
+    surprise = Surprise.of(np.array([[1.0, 1.0], [2.0, 1.5]], np.float32))
+    assert surprise(np.array([1e9, -1e9], np.float32)).tolist() == [4.0, -4.0]
+    assert surprise(np.full(2, -np.inf, np.float32)).tolist() == [0.0, 0.0]
+
+
+def test_no_opinion_counts_as_a_score_of_zero_beside_opinions() -> None:
+    surprise = Surprise.of(np.array([[0.0, -np.inf], [2.0, 2.0]], np.float32))
+    found = surprise(np.array([0.0, -np.inf], np.float32))
+    assert found[0] == found[1] < 0
+
+
+def test_surprise_leaves_the_scores_it_is_given_as_they_were() -> None:
+    scores = np.array([1.0, -np.inf], np.float32)
+    scores.setflags(write=False)
+    found = Surprise.of(np.array([[1.0, 1.0], [2.0, 1.5]], np.float32))(scores)
+    assert found.dtype == np.float32
+
+
+def test_surprise_of_no_users_and_of_new_items() -> None:
+    surprise = Surprise.of(np.empty((0, 3), np.float32)).widened(5)
+    assert surprise(np.arange(5, dtype=np.float32)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_new_items_are_as_usual_as_the_median_item() -> None:
+    wider = Surprise(np.array([1, 2, 9], np.float32), np.array([1, 0.5, 0.25], np.float32)).widened(5)
+    assert wider.mean.tolist() == [1, 2, 9, 2, 2]
+    assert wider.scale.tolist() == [1, 0.5, 0.25, 0.5, 0.5]
+
+
+def test_surprise_where_there_is_no_item() -> None:
+    surprise = Surprise.of(np.empty((0, 0), np.float32))
+    assert surprise(np.empty(0, np.float32)).shape == (0,)
+    assert surprise.widened(1)(np.zeros(1, np.float32)).tolist() == [0.0]
