@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from app.catalog.content import load_item_table
 from app.cli.replay_plan import Plan
-from app.feedback.weights import sign_of, weight_of
+from app.feedback.weights import mass_of, sign_of, weight_of
 from app.serving.pipeline import LOOKAHEAD
 from app.settings import Settings
 from app.storage.release_files import current_id
@@ -33,8 +33,8 @@ def recipes_alone(
     rows = _rows(engine)
     content = _new_content(engine, release, rows)
     stream = Stream(
-        events=(events := _interactions(plan, release, rows, settings)),
-        masses=np.maximum(1.0 + events.weights.astype(np.float64), 0.0),
+        events=_interactions(plan, _user_rows(engine), _positions(release, rows), settings),
+        masses=_masses(plan, settings),
         is_case=plan.log.first_meetings,
         cut=plan.cut,
         n_fitted=len(release.content),
@@ -67,18 +67,33 @@ def _new_content(engine: Engine, release: LoadedRelease, rows: Mapping[str, int]
         return release.encoder.transform(load_item_table(db, new))
 
 
-def _interactions(plan: Plan, release: LoadedRelease, rows: Mapping[str, int], settings: Settings) -> Interactions:
-    """The log with items as the release's positions and those behind them, -1 for what was never fed."""
-    new = _new_rows(release, rows)
-    position_of_row = {row: len(release.content) + i for i, row in enumerate(new.tolist())}
-    position_of_row |= {row: position for position, row in enumerate(release.rows.row_of_position.tolist())}
-    positions = np.array([position_of_row.get(rows.get(item_id, -1), -1) for item_id in plan.item_ids], np.int32)
-    weights = settings.feedback_weights
+def _user_rows(engine: Engine) -> dict[str, int]:
+    with engine.connect() as db:
+        return {user_id: row for user_id, row in db.execute(text("select user_id, row from users"))}
+
+
+def _positions(release: LoadedRelease, rows: Mapping[str, int]) -> dict[str, int]:
+    """The release's position of each item, those that came since behind the others."""
+    all_rows = np.concatenate([release.rows.row_of_position, _new_rows(release, rows)]).tolist()
+    position_of_row = {row: position for position, row in enumerate(all_rows)}
+    return {item_id: position_of_row[row] for item_id, row in rows.items()}
+
+
+def _interactions(
+    plan: Plan, user_rows: Mapping[str, int], positions: Mapping[str, int], settings: Settings
+) -> Interactions:
+    """The log as the service numbers it, which decides between equals; -1 for what was never fed."""
+    events, weights = plan.events, settings.feedback_weights
     return Interactions(
-        plan.log.users,
-        positions[plan.log.items],
-        np.array([weight_of(event.kind, event.value, weights) for event in plan.events], np.float32),
-        np.array([sign_of(event.kind, event.value) for event in plan.events], np.int8),
-        np.array([np.nan if event.value is None else event.value for event in plan.events], np.float32),
+        np.array([user_rows.get(event.user_id, -1) for event in events], np.int32),
+        np.array([positions.get(event.item_id, -1) for event in events], np.int32),
+        np.array([weight_of(event.kind, event.value, weights) for event in events], np.float32),
+        np.array([sign_of(event.kind, event.value) for event in events], np.int8),
+        np.array([np.nan if event.value is None else event.value for event in events], np.float32),
         plan.log.timestamps,
     )
+
+
+def _masses(plan: Plan, settings: Settings) -> NDArray[np.float64]:
+    weights = settings.feedback_weights
+    return np.array([mass_of(event.kind, event.value, weights) for event in plan.events], np.float64)
