@@ -121,7 +121,7 @@ def _lessons(
 
 
 def _lesson(student: Blend, choice: Choice) -> _Lesson:
-    features, context = student.view(choice.query)
+    features, context, _ = student.view(choice.query)
     allowed = np.ones(features.shape[1], np.bool_)
     allowed[choice.query.excluded] = False
     shown = np.where(allowed, features, -np.inf)

@@ -7,15 +7,16 @@ is worth, and in which situation, is learned from what users chose in the later 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.contracts import Arrays, Parameters, Parts, Positions, Query, Reason, Recommender, Scores
-from models.ranking.features import CO_VISITS, SHARES, Surprise, co_visits, context_of
+from models.ranking.features import CO_VISITS, SHARES, Step, Surprise, co_visits, context_of, leading_step, steps_back
 from models.ranking.listwise import ListwiseRanker
 from models.retrieval.dense import DenseRecommender, allowed_scores
 from models.retrieval.live_counts import LiveCounts
@@ -33,10 +34,44 @@ class Contribution(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the ranker sees of a query: features float32[f, n_items], context float32[c]."""
+    """What the ranker sees of a query.
+
+    features: float32[f, n_items]
+    context:  float32[c], the situation of the user
+    steps:    what the co-visits among the features were counted from
+    """
 
     features: NDArray[np.float32]
     context: NDArray[np.float32]
+    steps: list[Step]
+
+
+class _LastView:
+    """The view that was ranked by last: its reasons are asked for next, and it takes longer than all the rest.
+
+    One tuple, replaced as a whole: among threads a view may be missed, never mixed up with another's.
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: tuple[Query, View] | None = None
+
+    def keep(self, query: Query, view: View) -> None:
+        self._kept = query, view
+
+    def of(self, query: Query) -> View | None:
+        """The view that was kept for a query about the same user at the same time; filters play no part in it."""
+        if (kept := self._kept) is None:
+            return None
+        asked, view = kept
+        is_same = (
+            asked.history is query.history
+            and asked.live is query.live
+            and asked.at == query.at
+            and asked.preferred_categories == query.preferred_categories
+        )
+        return view if is_same else None
 
 
 @dataclass(frozen=True)
@@ -56,6 +91,7 @@ class Blend(DenseRecommender):
     surprises: Mapping[str, Surprise]
     ranker: ListwiseRanker
     chosen: Parameters
+    _last_view: _LastView = field(default_factory=_LastView, init=False, repr=False, compare=False)
 
     @property
     def n_items(self) -> int:
@@ -67,14 +103,17 @@ class Blend(DenseRecommender):
         return (*SHARES, *CO_VISITS, *self.sources)
 
     def scores(self, query: Query) -> Scores:
-        return self.ranker.scores(*self.view(query))
+        view = self.view(query)
+        self._last_view.keep(query, view)
+        return self.ranker.scores(view.features, view.context)
 
     def view(self, query: Query) -> View:
-        """The features of all items, and the situation of the user."""
+        """The features of all items, and the situation of the user, as of the moment of asking."""
         shares = self.live_counts.log_shares(query)
+        steps = steps_back(query, self.n_items)
         opinions = [self._surprise(name, query) for name in self.sources]
-        features = np.vstack([shares, co_visits(query, self.n_items), *opinions])
-        return View(features.astype(np.float32), context_of(query, shares))
+        features = np.vstack([shares, co_visits(steps, self.n_items), *opinions])
+        return View(features, context_of(query, shares), steps)
 
     def weights(self) -> dict[str, float]:
         """What each feature moved an item's score by, for one deviation of the feature, on average over choices."""
@@ -86,21 +125,23 @@ class Blend(DenseRecommender):
         return {name: _contribution(source.scores(query), query, positions) for name, source in asked.items()}
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
-        """That of whatever lifts the item furthest above the average item: live counts, co-visits or a source."""
+        """That of whatever lifts the item furthest above the average item: live counts, co-visits or a source.
+
+        Of the query that was scored last it tells what it was ranked by, also where the live signals went on since.
+        """
         reasons = self.live_counts.reasons(query, positions)
         if len(query.history) == 0 or len(positions) == 0:
             return reasons
-        features, context = self.view(query)
-        above = features[:, positions] - features.mean(axis=1, keepdims=True)
-        lifts = above * self.ranker.effects(features[:, positions], context)
-        n_shares, n_live = len(SHARES), len(SHARES) + len(CO_VISITS)
-        groups = np.vstack([lifts[:n_shares].sum(axis=0), lifts[n_shares:n_live].sum(axis=0), lifts[n_live:]])
-        speaker = groups.argmax(axis=0)
-        speakers = [self._led_here, *(source.reasons for source in self.sources.values())]
+        view = self._last_view.of(query) or self.view(query)
+        liked = set(query.history.liked.tolist())
+        steps = [step for step in view.steps if step.position in liked]
+        speaker = self._lifts(view, positions).argmax(axis=0)
+        speakers: list[Callable[[Positions], Sequence[Reason | None]]]
+        speakers = [partial(_led_here, steps), *(partial(source.reasons, query) for source in self.sources.values())]
         for index, speak in enumerate(speakers, start=1):
             own = np.flatnonzero(speaker == index)
-            for place, reason in zip(own, speak(query, positions[own]), strict=True):
-                reasons[place] = reason
+            for place, reason in zip(own.tolist(), speak(positions[own]) if len(own) else (), strict=True):
+                reasons[place] = reason or reasons[place]
         return reasons
 
     def with_new_items(self, content: Scores) -> Self:
@@ -141,18 +182,18 @@ class Blend(DenseRecommender):
             return np.zeros(self.n_items, np.float32)
         return self.surprises[name](self.sources[name].scores(query))
 
-    def _led_here(self, query: Query, positions: Positions) -> Iterator[Reason]:
-        """Of each position, the item of the history whose visitors met it most."""
-        latest = query.history.positions[-_SEEDS:].tolist()
-        shares = np.zeros((len(latest), self.n_items), np.float32)
-        for row, position in enumerate(latest if query.live is not None else ()):
-            items, found = query.live.covisited(position)  # type: ignore[union-attr]
-            shares[row, items[items < self.n_items]] = found[items < self.n_items]
-        seeds = shares[:, positions].argmax(axis=0)
-        return (Reason("similar_to_liked", latest[seed]) for seed in seeds.tolist())
+    def _lifts(self, view: View, positions: Positions) -> Scores:
+        """float32[2 + sources, k]: what lifts each position above the average item: live counts, co-visits, sources."""
+        features = view.features[:, positions]
+        lifts = (features - view.features.mean(axis=1, keepdims=True)) * self.ranker.effects(features, view.context)
+        n_shares, n_live = len(SHARES), len(SHARES) + len(CO_VISITS)
+        return np.vstack([lifts[:n_shares].sum(axis=0), lifts[n_shares:n_live].sum(axis=0), lifts[n_live:]])
 
 
-_SEEDS = 10
+def _led_here(steps: Sequence[Step], positions: Positions) -> list[Reason | None]:
+    """None where nobody was led to the position by the steps."""
+    leaders = leading_step(steps, positions)
+    return [None if leader is None else Reason("similar_to_liked", leader) for leader in leaders]
 
 
 def live_counts_among(fitted: Mapping[str, Recommender]) -> LiveCounts:

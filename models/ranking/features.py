@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Query, Scores
+from models.contracts import Positions, Query, Scores
 from models.live.counters import HALF_LIVES
 
 STEPS_BACK = 10
@@ -26,23 +27,56 @@ CO_VISITS = ("co-visits", "co-visits of the last item")
 CONTEXTS = ("history length", "no history", "minutes since the last", "currency of the latest", "currency of the last")
 
 
-def co_visits(query: Query, n: int) -> NDArray[np.float32]:
+class Step(NamedTuple):
+    """One item of a history, and where its visitors were of late.
+
+    items:  int32[k], ascending; all of them positions below the number asked for
+    shares: float32[k], of the visitors, discounted by how many steps back the item lies
+    """
+
+    position: int
+    items: Positions
+    shares: Scores
+
+
+def steps_back(query: Query, n: int) -> list[Step]:
+    """Of the last ten items of the history, the newest first; n: positions 0 … n-1 are spoken of.
+
+    None without live signals. Each step back is discounted by 0.75.
+    """
+    if query.live is None:
+        return []
+    steps = []
+    for back, position in enumerate(query.history.positions[-STEPS_BACK:][::-1].tolist()):
+        items, shares = query.live.covisited(position)
+        known = int(np.searchsorted(items, n))
+        steps.append(Step(position, items[:known], shares[:known] * np.float32(STEP_DISCOUNT**back)))
+    return steps
+
+
+def co_visits(steps: Sequence[Step], n: int) -> NDArray[np.float32]:
     """float32[2, n]: logarithms of how often visitors of the user's latest items, and of the last one, met each item.
 
-    Over the last ten items of the history, each step back discounted by 0.75; without live signals nobody met
-    anything. An item-to-item neighbourhood on what people did lately (Sarwar et al. 2001), which in session-based
+    An item-to-item neighbourhood on what people did lately (Sarwar et al. 2001), which in session-based
     recommendation is hard to beat (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
     """
-    met = np.zeros((2, n), np.float32)
-    if query.live is not None:
-        latest = query.history.positions[-STEPS_BACK:][::-1].tolist()
-        for step, position in enumerate(latest):
-            items, shares = query.live.covisited(position)
-            known = items < n
-            met[0, items[known]] += shares[known] * np.float32(STEP_DISCOUNT**step)
-            if step == 0:
-                met[1, items[known]] = shares[known]
-    return np.asarray(np.log(met + np.float32(_LEAST_SHARE)), np.float32)
+    met = np.full((2, n), _LEAST_SHARE, np.float32)
+    for step in steps:
+        met[0, step.items] += step.shares
+    for step in steps[:1]:
+        met[1, step.items] += step.shares
+    return np.log(met, out=met)
+
+
+def leading_step(steps: Sequence[Step], positions: Positions) -> list[int | None]:
+    """Of each position, the item of the steps whose visitors met it most; None where none did."""
+    shares = np.zeros((len(steps) + 1, len(positions)), np.float32)
+    for row, step in enumerate(steps, start=1):
+        places = np.searchsorted(step.items, positions)
+        met = np.isin(positions, step.items)
+        shares[row, met] = step.shares[places[met]]
+    leaders = [None, *(step.position for step in steps)]
+    return [leaders[row] for row in shares.argmax(axis=0).tolist()]
 
 
 def context_of(query: Query, log_shares: Scores) -> NDArray[np.float32]:
@@ -108,5 +142,4 @@ class Surprise:
         found = np.where(known, scores, np.float32(0))
         found -= self.mean
         found *= self.scale
-        bounded: Scores = np.clip(found, -_WIDEST, _WIDEST)
-        return bounded
+        return np.clip(found, -_WIDEST, _WIDEST, out=found)

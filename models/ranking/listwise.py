@@ -68,10 +68,12 @@ class ListwiseRanker:
 
     def scores(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> Scores:
         """float32[n] from float32[f, n] and float32[c]."""
-        activated = self.hidden @ features
-        activated += (context @ self.situation + self.offset)[:, None]
-        np.maximum(activated, 0, out=activated)
-        return np.asarray((self.wide + context @ self.tilt) @ features + self.out @ activated, np.float32)
+        before = self.hidden @ features
+        before += (constants := context @ self.situation + self.offset)[:, None]
+        # relu(x) = (x + |x|) / 2: its linear half joins the wide part, and |x| takes a fifth of the time of maximum.
+        linear = self.wide + context @ self.tilt + self.out @ self.hidden / 2
+        half = self.out / 2
+        return np.asarray(linear @ features + half @ np.abs(before, out=before) + half @ constants, np.float32)
 
     def effects(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32[f, n]: by how much each item's score rises with each of its features (the gradient)."""

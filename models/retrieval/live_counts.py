@@ -54,7 +54,7 @@ class ExpectedCounts:
     def __call__(self, content: Scores) -> Scores:
         """float32[n] events, between 0.03 and 3; the constant's where nothing is known of an item."""
         logs = content @ self.weights[:-1] + self.weights[-1]
-        return np.asarray(np.clip(np.exp(logs), _LEAST_EXPECTED, _MOST_EXPECTED), np.float32)
+        return np.asarray(np.exp(np.clip(logs, np.log(_LEAST_EXPECTED), np.log(_MOST_EXPECTED))), np.float32)
 
     @classmethod
     def fit(cls, content: Scores, totals: NDArray[np.float64]) -> Self:
@@ -97,10 +97,11 @@ class LiveCounts(DenseRecommender):
         """float32[h + 1, n_items]: logarithm of each item's share of what people do, by half-life, then of all time."""
         counts, totals = self._counted(query)
         totals = totals + self.expected
-        background = totals / totals.sum()
-        masses = counts.sum(axis=1, keepdims=True)
-        shares = (counts + np.float32(PSEUDO_EVENTS) * background) / (masses + np.float32(PSEUDO_EVENTS))
-        return np.asarray(np.log(np.vstack([shares, background])), np.float32)
+        shares = np.empty((len(counts) + 1, self.n_items), np.float32)
+        background = np.divide(totals, totals.sum(), out=shares[-1])
+        np.add(counts, np.float32(PSEUDO_EVENTS) * background, out=shares[:-1])
+        shares[:-1] /= counts.sum(axis=1, keepdims=True) + np.float32(PSEUDO_EVENTS)
+        return np.log(shares, out=shares)
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         code: ReasonCode = "popular" if query.live is None else "live"

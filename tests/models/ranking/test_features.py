@@ -5,11 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.contracts import History, Query
+from models.contracts import History, Query, Scores
 from models.live.changes import DayLedger
 from models.live.counters import HALF_LIVES
 from models.live.state import LiveState
-from models.ranking.features import CO_VISITS, CONTEXTS, SHARES, STEPS_BACK, Surprise, co_visits, context_of
+from models.ranking.features import (
+    CO_VISITS,
+    CONTEXTS,
+    SHARES,
+    STEPS_BACK,
+    Surprise,
+    co_visits,
+    context_of,
+    leading_step,
+    steps_back,
+)
 from tests.recommender_contract import NOW, ask, history
 
 LEAST = np.log(np.float32(1e-3))
@@ -29,10 +39,14 @@ def live(*trails: tuple[int, ...]) -> LiveState:
     return state
 
 
+def met_by(query: Query, n: int) -> Scores:
+    return co_visits(steps_back(query, n), n)
+
+
 def test_co_visits_are_shares_of_the_visitors_discounted_by_steps_back() -> None:
     """Item 0 led two of three visitors to item 1 and one to item 2; item 5 led its one visitor to item 2."""
     signals = live((0, 1), (0, 1), (0, 2), (5, 2))
-    met = np.exp(co_visits(ask((0, 5), live=signals), 6)) - 1e-3
+    met = np.exp(met_by(ask((0, 5), live=signals), 6)) - 1e-3
     assert met.shape == (len(CO_VISITS), 6)
     np.testing.assert_allclose(met[0], [0, 0.75 * 2 / 3, 1 + 0.75 / 3, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(met[1], [0, 0, 1, 0, 0, 0], atol=1e-6)
@@ -41,8 +55,8 @@ def test_co_visits_are_shares_of_the_visitors_discounted_by_steps_back() -> None
 def test_co_visits_look_back_so_far_and_no_further() -> None:
     signals = live((0, 60))
     others = tuple(range(1, STEPS_BACK + 1))
-    assert co_visits(ask((0, *others[1:]), live=signals), 61)[0, 60] > LEAST
-    np.testing.assert_array_equal(co_visits(ask((0, *others), live=signals), 61), LEAST)
+    assert met_by(ask((0, *others[1:]), live=signals), 61)[0, 60] > LEAST
+    np.testing.assert_array_equal(met_by(ask((0, *others), live=signals), 61), LEAST)
 
 
 @pytest.mark.parametrize(
@@ -51,23 +65,31 @@ def test_co_visits_look_back_so_far_and_no_further() -> None:
     ids=["nobody counts", "no history", "items that nobody met"],
 )
 def test_without_anything_to_go_by_all_items_are_alike(query: Query) -> None:
-    found = co_visits(query, 4)
+    found = met_by(query, 4)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.full((2, 4), LEAST))
 
 
 def test_co_visits_of_items_that_the_release_does_not_know_are_left_out() -> None:
     """Item 7 leads to items 2 and 8; whoever speaks of three items hears of item 2 alone."""
-    found = co_visits(ask((7,), live=live((7, 2, 8))), 3)
+    found = met_by(ask((7,), live=live((7, 2, 8))), 3)
     assert found.shape == (2, 3)
     assert (found > LEAST).tolist() == [[False, False, True]] * 2
 
 
 def test_no_items_no_co_visits() -> None:
-    assert co_visits(ask((0,), live=live((0, 1))), 0).shape == (2, 0)
+    assert met_by(ask((0,), live=live((0, 1))), 0).shape == (2, 0)
 
 
-def shares(n: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def test_the_leading_step_is_the_one_whose_visitors_met_most_of_an_item() -> None:
+    """Item 2 was met by all visitors of item 5, the newest, and a third of those of item 0; item 1 by two thirds."""
+    steps = steps_back(ask((0, 5), live=live((0, 1), (0, 1), (0, 2), (5, 2))), 6)
+    assert leading_step(steps, np.array([2, 4, 1], np.int32)) == [5, None, 0]
+    assert leading_step([], np.array([2, 4], np.int32)) == [None, None]
+    assert leading_step(steps, np.empty(0, np.int32)) == []
+
+
+def shares(n: int) -> Scores:
     """Item i has the logarithm -i by the half-life of four days, and something else by all others."""
     found = np.full((len(SHARES), n), 100, np.float32)
     found[HALF_LIVES.index(4 * 86_400)] = -np.arange(n)
