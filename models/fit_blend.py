@@ -20,10 +20,10 @@ from models.ranking.listwise import Choices, ListwiseRanker, fit_listwise
 from models.retrieval.live_counts import LiveCounts
 from models.two_stage import Blend, live_counts_among
 
-CUTS = (0.5, 0.75)
-"""Where the sources are fitted again: those of a live service are of some days ago, too, and the first half of the
+CUTS = (0.4, 0.7)
+"""Where the sources are fitted again: those of a live service are of some days ago, too, and the first part of the
 data is what the counters start from."""
-MOST_CHOICES = 10_000
+MOST_CHOICES = 16_000
 FEWEST_CHOICES = 300
 """Below this nothing is learned: live counts lead, the sources have a little say."""
 HELD_OUT = 0.1

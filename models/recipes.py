@@ -10,6 +10,7 @@ from models.data.dataset import Dataset
 from models.fit_blend import fit_blend
 from models.retrieval.als_hybrid import AlsHybrid, fit_als_hybrid, refit_als_hybrid
 from models.retrieval.content_clusters import ContentClusters, fit_content_clusters
+from models.retrieval.content_profile import ContentProfile, fit_content_profile
 from models.retrieval.item_similarity import ItemSimilarity, fit_item_similarity, refit_item_similarity
 from models.retrieval.live_counts import LiveCounts, fit_live_counts, refit_live_counts
 from models.retrieval.popularity import Popularity, fit_popularity, refit_popularity
@@ -60,6 +61,10 @@ def _als_hybrid(dataset: Dataset, context: FitContext) -> Recommender:
     return fit_als_hybrid(dataset, context.content, seed=context.seed, progress=context.progress)
 
 
+def _content_profile(_: Dataset, context: FitContext) -> Recommender:
+    return fit_content_profile(context.content, progress=context.progress)
+
+
 def _content_clusters(dataset: Dataset, context: FitContext) -> Recommender:
     return fit_content_clusters(dataset, context.content, seed=context.seed, progress=context.progress)
 
@@ -86,6 +91,8 @@ def _refit(like: Recommender, dataset: Dataset, context: FitContext) -> Recommen
             return RECIPES[like.name].fit(dataset, replace(context, progress=unwatched))
 
 
+BLENDED = ("live_counts", "item_similarity", "als_hybrid", "content_profile")
+"""What the blend stands on."""
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -93,8 +100,11 @@ RECIPES: dict[str, Recipe] = {
         Recipe("live_counts", _live_counts, lambda p, a, _: LiveCounts.from_parts(p, a)),
         Recipe("item_similarity", _item_similarity, lambda p, a, _: ItemSimilarity.from_parts(p, a)),
         Recipe("als_hybrid", _als_hybrid, lambda p, a, _: AlsHybrid.from_parts(p, a)),
+        Recipe("content_profile", _content_profile, lambda p, a, _: ContentProfile.from_parts(p, a)),
         Recipe("content_clusters", _content_clusters, lambda p, a, _: ContentClusters.from_parts(p, a)),
-        Recipe("blend", _blend, Blend.from_parts, needs=("live_counts", "item_similarity", "als_hybrid")),
+        Recipe(
+            "blend", _blend, Blend.from_parts, needs=("live_counts", "item_similarity", "als_hybrid", "content_profile")
+        ),
     )
 }
 """In the order in which they are fitted: a recipe comes after those it needs."""

@@ -1,0 +1,83 @@
+"""Content profile: items like those that the user met last, by genres, tags, words, creator and time.
+
+The oldest way to recommend without anybody else's behaviour (Pazzani and Billsus, "Content-based recommendation
+systems", 2007): the user is the mean of their items' content vectors, an item's score is its cosine with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from models.contracts import Arrays, History, Parameters, Parts, Positions, Progress, Query, Reason, Scores
+from models.data.terms import unit_rows
+from models.retrieval.dense import DenseRecommender
+from models.retrieval.item_rows import ItemRows, cosines
+
+RECENCY = 2.0
+"""Items after which one counts half: what comes next resembles the last item more than taste in general."""
+LONGEST_HISTORY = 20
+
+
+@dataclass(frozen=True)
+class ContentProfile(DenseRecommender):
+    """Built by `fit_content_profile` or `from_parts`.
+
+    rows: float32[d] of length 1 per item, zeros where nothing is known of it
+    """
+
+    name: ClassVar[str] = "content_profile"
+    rows: ItemRows
+
+    @property
+    def n_items(self) -> int:
+        return len(self.rows)
+
+    def scores(self, query: Query) -> Scores:
+        """Cosines; -inf for everything where no item of the history says anything."""
+        profile = self._profile(query.history)
+        if not profile.any():
+            return np.full(self.n_items, -np.inf, np.float32)
+        return self.rows.dot(profile)
+
+    def reasons(self, query: Query, positions: Positions) -> list[Reason]:
+        """The item of the history that is most alike."""
+        latest = self._latest(query.history)
+        if len(latest) == 0:
+            return [Reason("similar_to_liked")] * len(positions)
+        nearest = (self.rows.take(positions) @ self.rows.take(latest).T).argmax(axis=1)
+        return [Reason("similar_to_liked", int(latest[seed])) for seed in nearest]
+
+    def similar(self, position: int) -> Scores:
+        """float32[n_items]: cosine of the content."""
+        return cosines(self.rows, position)
+
+    def with_new_items(self, content: Scores) -> Self:
+        return replace(self, rows=self.rows.with_added(unit_rows(content)))
+
+    def parts(self) -> Parts:
+        return Parts({}, {"rows": self.rows.fitted})
+
+    @classmethod
+    def from_parts(cls, _: Parameters, arrays: Arrays) -> Self:
+        return cls(ItemRows.of(arrays["rows"]))
+
+    def _latest(self, history: History) -> Positions:
+        """Known items that were not disliked, oldest first."""
+        kept = (history.positions < self.n_items) & (history.signs >= 0)
+        return history.positions[kept][-LONGEST_HISTORY:]
+
+    def _profile(self, history: History) -> Scores:
+        latest = self._latest(history)
+        recency = 0.5 ** (np.arange(len(latest) - 1, -1, -1) / RECENCY)
+        profile = recency @ self.rows.take(latest)
+        length = np.linalg.norm(profile)
+        return np.asarray(profile / length if length > 0 else profile, np.float32)
+
+
+def fit_content_profile(content: Scores, *, progress: Progress) -> ContentProfile:
+    """content: float32[n_items, d], rows of `ContentEncoder.transform`."""
+    progress("content_profile: done", 1.0)
+    return ContentProfile(ItemRows.of(unit_rows(content)))
