@@ -21,7 +21,12 @@ ERASE = {
             UNION ALL SELECT event_id FROM on_screen WHERE user_row = %(row)s
         ) AS past WHERE event_ids.event_id = past.event_id
     """,
-    "interactions": "DELETE FROM interactions WHERE user_row = %(row)s",
+    # The live signals have counted them: kept for an hour, under a row that is nobody's then, to be taken out again.
+    "interactions": """
+        WITH gone AS (DELETE FROM interactions WHERE user_row = %(row)s RETURNING *)
+        INSERT INTO retractions (seq, user_row, item_row, kind, value, "timestamp", received_at, stored_xid)
+        SELECT seq, user_row, item_row, kind, value, "timestamp", received_at, xid FROM gone
+    """,
     "on_screen": "DELETE FROM on_screen WHERE user_row = %(row)s",
     "impressions": "DELETE FROM impressions WHERE user_id = %(user_id)s",
     "blocks": "DELETE FROM blocks WHERE user_id = %(user_id)s",

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from app import telemetry
 from app.feedback.ingest import Ingest
+from app.live.follower import LiveFollower
 from app.orphans import ending_with, serving_parent
 from app.serving.context import ContextReader
 from app.serving.exploration import Exploration
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2.0
 """A dependency that has not answered by then counts as missing."""
+LIVE_START_SECONDS = 20.0
+"""So long a start waits for the live signals. A first one, over years of events, takes longer: it serves meanwhile."""
+LIVE_LAG_SECONDS = 10.0
+"""Live signals that are further behind are degraded."""
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Resources:
     engine: Engine
     cache: redis.asyncio.Redis
     cache_sync: redis.Redis
+    live: LiveFollower
     ingest: Ingest
     impressions: ImpressionWriter
     inventories: InventoryHost
@@ -85,6 +91,8 @@ class Resources:
             missing["release"] = self.inventories.models.failure
         elif self.inventories.current.release.release_id is None:
             missing["release"] = "none was activated yet: run `segue train`"
+        if (lag := self.live.lag_seconds) > LIVE_LAG_SECONDS and "postgres" not in missing:
+            missing["live"] = f"the live signals are {lag:.0f} s behind"
         for dependency in ("postgres", "redis"):
             telemetry.DEPENDENCY_UP.labels(dependency).set(dependency not in missing)
         return missing
@@ -117,8 +125,12 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.callback(cache_sync.close)
         cache = redis_storage.open_async(settings.redis_url, timeout_seconds=timeout)
         stack.push_async_callback(cache.aclose)
+        live = LiveFollower(engine, settings)
+        stack.callback(live.close)
         inventories = await asyncio.to_thread(InventoryHost, engine, cache_sync, settings)
-        ingest = Ingest(engine, cache_sync, settings)
+        if not await asyncio.to_thread(live.caught_up, LIVE_START_SECONDS):
+            log.warning("serving begins while the live signals are still being counted")
+        ingest = Ingest(engine, cache_sync, settings, on_commit=live.poke)
         stack.callback(ingest.close)
         impressions = ImpressionWriter(engine, capacity=settings.impressions_queue)
         stack.callback(impressions.close)
@@ -139,6 +151,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             engine=engine,
             cache=cache,
             cache_sync=cache_sync,
+            live=live,
             ingest=ingest,
             impressions=impressions,
             inventories=inventories,

@@ -49,7 +49,10 @@ class Settings(BaseSettings):
     view_ttl_seconds: int = Field(default=86_400, ge=1, description="life of a user's view in Redis")
     cursor_ttl_seconds: int = Field(default=1_800, ge=1, description="how long a next_cursor is good for")
     refresh_seconds: float = Field(
-        default=0.4, gt=0, le=1, description="how often a worker looks for new items, keys and releases"
+        default=0.4, gt=0, le=1, description="how often a worker looks for new events, items, keys and releases"
+    )
+    live_checkpoint_seconds: float = Field(
+        default=10, gt=0, description="how often the live signals are stored for workers that start"
     )
     ingest_queue: int = Field(default=10_000, ge=1, description="events that may wait; beyond it 503")
     impressions_queue: int = Field(default=10_000, ge=1, description="slates that may wait; beyond it counted as lost")

@@ -35,6 +35,13 @@ RELEASE_FAILURES = Counter("segue_release_load_failures_total", "Releases that c
 CATALOG_ITEMS = Gauge("segue_catalog_items", "Items that can be shown", multiprocess_mode="livemax")
 NEW_ITEMS = Gauge("segue_new_items", "Items newer than the served release", multiprocess_mode="livemax")
 
+LIVE_EVENTS = Counter("segue_live_events_total", "Events that this process folded into its live signals")
+LIVE_LAG = Gauge(
+    "segue_live_lag_seconds",
+    "Seconds since all committed events were in the live signals, of the worker that is most behind",
+    multiprocess_mode="livemax",
+)
+
 
 def configure_logging(level: str) -> None:
     """One line per record on standard error, times in UTC."""

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import orjson
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field
-from sqlalchemy import text
 
 from app.api.bodies import example
 from app.api.dependencies import Caller, ResourcesDep, require
@@ -298,20 +297,11 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
 
 
 async def _counted(resources: Resources, watermark: str) -> None:
-    """Waits until everything up to the watermark has committed, which is when users' views have it."""
+    """Waits until everything up to the watermark is committed and in this worker's live signals."""
     if not _WATERMARK.match(watermark):
         raise Invalid.field(("query", "min_watermark"), f"{watermark!r} is not a watermark of this service")
-    deadline = time.monotonic() + WATERMARK_SECONDS
-    while not await asyncio.to_thread(_has_committed, resources, int(watermark)):
-        if time.monotonic() > deadline:
-            raise Unavailable(f"query.min_watermark: {watermark} is not counted after {WATERMARK_SECONDS:.0f} s")
-        await asyncio.sleep(0.05)
-
-
-def _has_committed(resources: Resources, xid: int) -> bool:
-    with resources.engine.connect() as db:
-        statement = text("select cast(cast(pg_snapshot_xmin(pg_current_snapshot()) as text) as numeric) > :xid")
-        return bool(db.execute(statement, {"xid": xid}).scalar())
+    if not await resources.live.wait_for(int(watermark), WATERMARK_SECONDS):
+        raise Unavailable(f"query.min_watermark: {watermark} is not counted after {WATERMARK_SECONDS:.0f} s")
 
 
 def _json(body: Any) -> Response:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,11 +63,13 @@ class Ingest:
         settings: Settings,
         *,
         settle_seconds: float = SETTLE_SECONDS,
+        on_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """cache, settle_seconds: as for ViewWriter."""
+        """cache, settle_seconds: as for ViewWriter. on_commit: called in the thread after each commit."""
         self.views = ViewWriter(cache, ttl_seconds=settings.view_ttl_seconds, settle_seconds=settle_seconds)
         self._engine = engine
         self._auto_create = settings.auto_create
+        self._on_commit = on_commit
         self._queue_limit = settings.ingest_queue
         self._drain_seconds = settings.drain_seconds
         # A statement ends by itself within database_timeout_seconds; a stopped server doesn't end it.
@@ -171,6 +173,7 @@ class Ingest:
         db = self._connection()
         with self.views.changing(db, users, wait=False) as change:
             receipts = store(db, requests, auto_create=self._auto_create)
+        self._on_commit()
         return [receipt if isinstance(receipt, Invalid) else (receipt, change.settled_at) for receipt in receipts]
 
     def _after(self, error: Exception, group: Sequence[Waiting], again: bool) -> list[Outcome]:

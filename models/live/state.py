@@ -28,6 +28,7 @@ class LiveState:
         self._lock = threading.Lock()
         self._counters = DecayedCounters(half_lives, n_items)
         self._trails = Trails()
+        self._version = 0
 
     def __len__(self) -> int:
         """Items that are counted: one more than the highest seen."""
@@ -44,9 +45,20 @@ class LiveState:
         with self._lock:
             return float(self._trails.last_at.max(initial=-np.inf))
 
+    @property
+    def version(self) -> int:
+        """Another number whenever an answer may be another."""
+        return self._version
+
+    @property
+    def as_of(self) -> float:
+        """Unix seconds: the earliest time that `counts` answers for. `newest`, or that of an event since taken back."""
+        return self._counters.newest
+
     def fold(self, changes: Changes) -> None:
         """Takes the changes in; who asks meanwhile waits, and finds all of them or none."""
         with self._lock:
+            self._version += 1
             self._counters.add(changes.counted_items, changes.counted_masses, changes.counted_at)
             if len(changes.forgotten):
                 self._trails.forget(changes.forgotten)
@@ -54,8 +66,14 @@ class LiveState:
             for item, (users, timestamps) in changes.refilled.items():
                 self._trails.refill(item, users, timestamps)
 
+    def become(self, other: LiveState) -> None:
+        """Takes over what another state holds, which must not be used any more."""
+        with self._lock:
+            self._version += 1
+            self._counters, self._trails = other._counters, other._trails
+
     def counts(self, at: float) -> Scores:
-        """float32[H, n]: masses decayed as of `at` in unix seconds, but not before the newest event."""
+        """float32[H, n]: masses decayed as of `at` in unix seconds; of `as_of`, where that is later."""
         with self._lock:
             return self._counters.at(at)
 
@@ -90,6 +108,11 @@ class LiveState:
         with self._lock:
             return self._trails.losing(users)
 
+    def holding(self, users: NDArray[np.int32]) -> NDArray[np.int64]:
+        """int64[k]: items among whose visitors any of these users is."""
+        with self._lock:
+            return self._trails.holding(users)
+
     def extent(self) -> tuple[int, int]:
         """One more than the highest item, and than the highest user."""
         with self._lock:
@@ -110,12 +133,14 @@ class LiveState:
         """Sets the items from `first` on to what `item_parts` gave."""
         visitors = {name.removeprefix("visitors."): parts[name] for name in parts if name.startswith("visitors.")}
         with self._lock:
+            self._version += 1
             self._counters.restore(first, parts)
             self._trails.restore_items(first, visitors)
 
     def restore_users(self, first: int, parts: Mapping[str, NDArray[Any]]) -> None:
         """Sets the users from `first` on to what `user_parts` gave."""
         with self._lock:
+            self._version += 1
             self._trails.restore_users(first, parts)
 
     def parts(self) -> dict[str, NDArray[Any]]:

@@ -55,6 +55,10 @@ class Trails:
         self._users_of.remove(users, keys=left)
         self._date(left.tolist())
 
+    def holding(self, users: Others) -> NDArray[np.int64]:
+        """int64[k]: items among whose visitors any of these users is."""
+        return self._users_of.holding(users)
+
     def losing(self, users: Others) -> NDArray[np.int64]:
         """int64[k]: items whose list of visitors is full and would lose one of these: others were cut off it."""
         holding = self._users_of.holding(users)

@@ -99,7 +99,7 @@ def assert_counts(state: LiveState, events: list[Done]) -> None:
     newest = max((event.time for event in events), default=0.0)
     n = len(state)
     for at in (newest, newest + 3_600, newest + 30 * DAY):
-        expected = np.array([counts(events, item, max(at, _ever(state))) for item in range(n)])
+        expected = np.array([counts(events, item, max(at, state.as_of)) for item in range(n)])
         expected = expected.reshape(n, len(HALF_LIVES)).T
         np.testing.assert_allclose(state.counts(at), expected, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(_exact(state, at), expected, rtol=1e-9, atol=1e-9)
@@ -131,12 +131,7 @@ def assert_covisited(state: LiveState, events: list[Done], item: int, visitors: 
 def _exact(state: LiveState, at: float) -> NDArray[np.float64]:
     """The counts before they are rounded to float32."""
     parts = state.parts()
-    exponents = (parts["items.landmarks"] - max(at, _ever(state))) / np.array(HALF_LIVES)
+    exponents = (parts["items.landmarks"] - max(at, state.as_of)) / np.array(HALF_LIVES)
     with np.errstate(under="ignore"):
         exact: NDArray[np.float64] = parts["items.sums"] * np.exp2(np.nan_to_num(exponents))[:, None]
     return exact
-
-
-def _ever(state: LiveState) -> float:
-    """The latest time ever added: counts are as of then where one asks for earlier."""
-    return float(state.parts()["items.newest"])

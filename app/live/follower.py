@@ -1,0 +1,265 @@
+"""Follows the log of interactions in a thread of its own; what a worker's live signals are read from.
+
+Every worker folds the log itself, so that how fresh it is depends on no other process. One of them, whoever holds an
+advisory lock, also stores checkpoints; it loses the lock with its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import psycopg2
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import telemetry
+from app.live import checkpoint, log
+from app.live.checkpoint import Stored, Unsaved
+from app.settings import Settings
+from models.live.state import LiveState
+
+PROJECTOR_LOCK = 7_210_004
+"""Advisory lock of the process that stores checkpoints."""
+EAGER_SECONDS = 1.0
+"""So long after somebody waited for a watermark, each commit of this process is read at once."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.002, 0.05
+"""Between two looks while somebody waits for a transaction that an older one holds back."""
+SHARE_OF_TIME = 0.1
+"""Storing checkpoints may take so much of the thread's time."""
+STEP_TIMEOUT = "5min"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """One request that waits until `xid` is counted."""
+
+    xid: int
+    loop: asyncio.AbstractEventLoop
+    counted: asyncio.Future[None]
+
+
+class LiveFollower:
+    """One per process. `state` is always the same object; `close` before the engine is disposed of."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.state = LiveState()
+        self.watermark = 0
+        """Everything that transactions below this number did is counted, if it is counted at all."""
+        self._engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        self._weights = settings.feedback_weights
+        self._fingerprint = checkpoint.fingerprint(settings.feedback_weights)
+        self._refresh_seconds = settings.refresh_seconds
+        self._checkpoint_seconds = settings.live_checkpoint_seconds
+        self._drain_seconds = settings.drain_seconds
+        self._db: Connection | None = None
+        self._is_projector = False
+        self._is_loaded = False
+        self._unsaved = Unsaved()
+        self._store_at = 0.0
+        self._complete_at = time.monotonic()
+        self._caught_up = threading.Event()
+        self._wake = threading.Condition()
+        self._waiting: list[_Waiting] = []
+        self._waited_at = -EAGER_SECONDS
+        self._poked = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+        self._thread.start()
+
+    def caught_up(self, seconds: float) -> bool:
+        """Whether, within so many seconds, the state holds everything that was committed at some time since start."""
+        return self._caught_up.wait(seconds)
+
+    def counts(self, xid: int) -> bool:
+        """Whether what this transaction did is in the state."""
+        return xid < self.watermark
+
+    @property
+    def lag_seconds(self) -> float:
+        """Since everything that was committed was in the state, and that was looked at."""
+        lag = time.monotonic() - self._complete_at
+        telemetry.LIVE_LAG.set(lag)
+        return lag
+
+    async def wait_for(self, xid: int, seconds: float) -> bool:
+        """`counts`, as soon as it is so, or after this many seconds."""
+        waiting = _Waiting(xid, asyncio.get_running_loop(), asyncio.get_running_loop().create_future())
+        with self._wake:
+            self._waited_at = time.monotonic()
+            if self.counts(xid):
+                return True
+            self._waiting.append(waiting)
+            self._poked = True
+            self._wake.notify()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await waiting.counted
+        return self.counts(xid)
+
+    def poke(self) -> None:
+        """Something was committed here. Heard only where somebody waited of late: else events are read in batches."""
+        if time.monotonic() - self._waited_at < EAGER_SECONDS:
+            with self._wake:
+                self._poked = True
+                self._wake.notify()
+
+    def close(self) -> None:
+        """Stops following; the process that stores checkpoints stores a last one."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(self._drain_seconds)
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._tried()
+            telemetry.LIVE_LAG.set(time.monotonic() - self._complete_at)
+            self._rest()
+        if self._is_projector:
+            self._store_at = 0.0
+            self._tried()
+        self._disconnect()
+
+    def _tried(self) -> None:
+        """One round; never raises, for the thread must survive."""
+        try:
+            self._follow()
+            self._keep()
+        except (SQLAlchemyError, psycopg2.Error) as error:
+            telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+            logger.warning("the live signals wait for Postgres: %s", str(error).strip().partition("\n")[0])
+            self._disconnect()
+        except Exception:
+            # What was folded may be half of something.
+            logger.exception("the live signals are loaded again")
+            self._is_loaded = False
+            self._disconnect()
+
+    def _rest(self) -> None:
+        """Until it is time to look again, or somebody asks for it."""
+        with self._wake:
+            self._waiting = [waiting for waiting in self._waiting if not waiting.counted.done()]
+            pause = self._refresh_seconds
+            if self._waiting:
+                waited = time.monotonic() - self._waited_at
+                pause = min(max(FIRST_WAIT_SECONDS, waited / 4), LONGEST_WAIT_SECONDS)
+            self._wake.wait_for(lambda: self._closing or self._poked, pause)
+            self._poked = False
+
+    def _follow(self) -> None:
+        """Brings the state up to all that is committed."""
+        if not self._is_loaded:
+            self._load()
+        while not self._closing:
+            started = time.monotonic()
+            db = self._connection()
+            with db.begin():
+                horizon = log.look(db, self.watermark)
+                if not min(horizon.retractions_from, horizon.latest) <= self.watermark <= horizon.latest:
+                    # It slept until what it needs was pruned, or the database was restored from a dump.
+                    self._is_loaded = False
+                    self._load_in(db)
+                    continue
+                changes = None
+                if horizon.fresh:
+                    until = horizon.until
+                    changes = log.changes(db, self._weights, self.state, since=self.watermark, until=until)
+            if changes is not None:
+                holding = self.state.holding(changes.forgotten) if len(changes.forgotten) else _NONE
+                self._unsaved.note(changes, holding)
+                self.state.fold(changes)
+                telemetry.LIVE_EVENTS.inc(len(changes.visit_users))
+            self._advance(horizon.until)
+            if horizon.until == horizon.latest:
+                self._complete_at = started
+                self._caught_up.set()
+                return
+
+    def _load(self) -> None:
+        db = self._connection()
+        with db.begin():
+            self._load_in(db)
+
+    def _load_in(self, db: Connection) -> None:
+        """The state of the checkpoint where there is a fit one, else counted from all events."""
+        stored = checkpoint.stored(db)
+        if stored and stored.fingerprint == self._fingerprint and stored.watermark <= log.look(db, 0).latest:
+            state, watermark = checkpoint.load(db), stored.watermark
+            self._unsaved = Unsaved(since=watermark)
+        else:
+            logger.info("the live signals are counted from all events")
+            state, watermark = log.counted_anew(db, self._weights)
+            self._unsaved = Unsaved()
+            self._unsaved.note_all(state)
+        self.state.become(state)
+        self._is_loaded = True
+        self._advance(watermark)
+
+    def _advance(self, watermark: int) -> None:
+        with self._wake:
+            self.watermark = watermark
+            counted = [waiting for waiting in self._waiting if waiting.xid < watermark]
+        for loop in {waiting.loop for waiting in counted}:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_resolve, [waiting for waiting in counted if waiting.loop is loop])
+
+    def _keep(self) -> None:
+        """Stores a checkpoint where it is time to and this process is the one that does."""
+        now = time.monotonic()
+        if now < self._store_at:
+            return
+        self._store_at = now + self._checkpoint_seconds
+        db = self._connection()
+        if not self._is_projector:
+            with db.begin():
+                self._is_projector = bool(db.scalar(text("select pg_try_advisory_lock(:key)"), {"key": PROJECTOR_LOCK}))
+        if self._is_projector:
+            self._store(db)
+            took = time.monotonic() - now
+            self._store_at = time.monotonic() + max(self._checkpoint_seconds, took / SHARE_OF_TIME)
+
+    def _store(self, db: Connection) -> None:
+        with db.begin():
+            if self._unsaved.items or self._unsaved.users or self._unsaved.since is None:
+                checkpoint.store(db, self.state, self._unsaved, Stored(self._fingerprint, self.watermark))
+                saved = Unsaved(since=self.watermark)
+            else:
+                saved = self._unsaved
+            checkpoint.prune(db)
+        self._unsaved = saved
+
+    def _connection(self) -> Connection:
+        if self._db is None:
+            self._db = self._engine.connect()
+            # One of its own: it holds a lock, and is not subject to the limits of requests.
+            self._db.detach()
+            with self._db.begin():
+                self._db.execute(text(f"set statement_timeout = '{STEP_TIMEOUT}'"))
+                # Compiling a plan costs more than any of these run for.
+                self._db.execute(text("set jit = off"))
+        return self._db
+
+    def _disconnect(self) -> None:
+        db, self._db = self._db, None
+        self._is_projector = False
+        if db is not None:
+            with suppress(SQLAlchemyError, psycopg2.Error):
+                db.close()
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _resolve(waiting: Iterable[_Waiting]) -> None:
+    for each in waiting:
+        if not each.counted.done():
+            each.counted.set_result(None)

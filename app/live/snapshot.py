@@ -1,0 +1,82 @@
+"""The live signals as a release's recommenders ask for them: by position instead of by row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.artifacts import RowMap
+from models.contracts import Positions, Scores
+from models.live.state import LiveState
+
+
+class _Gathered(NamedTuple):
+    """The state's counters by position, as of one version and time."""
+
+    version: int
+    as_of: float
+    counts: Scores
+    totals: Scores
+
+
+class PositionedSignals:
+    """A LiveSignals over a state that goes on changing. May be asked by many threads.
+
+    Items that nobody counted yet are at 0. Gathered once per change of the state: a question then costs one
+    multiplication, for decay is a factor.
+    """
+
+    def __init__(self, state: LiveState, rows: RowMap) -> None:
+        """rows: of the release, with the items that came since."""
+        self._state = state
+        self._rows = rows
+        self._lives = np.array(state.half_lives)
+        self._gathered: _Gathered | None = None
+
+    @property
+    def half_lives(self) -> tuple[float, ...]:
+        return self._state.half_lives
+
+    @property
+    def newest(self) -> float:
+        return self._state.newest
+
+    def counts(self, at: float) -> Scores:
+        """float32[H, n positions]: masses decayed as of `at`; of the state's `as_of`, where that is later."""
+        gathered = self._current()
+        if not at > gathered.as_of:
+            return gathered.counts
+        with np.errstate(under="ignore"):
+            factors = np.exp2((gathered.as_of - at) / self._lives).astype(np.float32)
+            return gathered.counts * factors[:, None]
+
+    def totals(self) -> Scores:
+        """float32[n positions]"""
+        return self._current().totals
+
+    def covisited(self, position: int) -> tuple[Positions, Scores]:
+        """Items that the item's latest visitors were at of late, and the share of those visitors, 0–1."""
+        rows, shares = self._state.covisited(int(self._rows.row_of_position[position]))
+        positions = self._rows.positions_of(rows)
+        known = positions >= 0
+        return positions[known], shares[known]
+
+    def _current(self) -> _Gathered:
+        gathered = self._gathered
+        version = self._state.version
+        if gathered is None or gathered.version != version:
+            as_of = max(self._state.as_of, 0.0)
+            # A fold may come between: then `version` is the older one, and the next question gathers again.
+            counts, totals = self._by_position(self._state.counts(as_of)), self._by_position(self._state.totals())
+            gathered = self._gathered = _Gathered(version, as_of, counts, totals)
+        return gathered
+
+    def _by_position(self, by_row: NDArray[np.float32]) -> Scores:
+        rows = self._rows.row_of_position
+        gathered = np.zeros((*by_row.shape[:-1], len(rows)), np.float32)
+        known = rows < by_row.shape[-1]
+        gathered[..., known] = by_row[..., rows[known]]
+        gathered.flags.writeable = False
+        return gathered
