@@ -29,6 +29,8 @@ from models.contracts import (
     SimilarItems,
 )
 from models.data.dataset import Dataset, Interactions, ItemTable
+from models.live.state import DayLedger, LiveState
+from models.live.stream import live_state_of
 
 ITEMS_PER_GROUP = 12
 USERS_PER_GROUP = 40
@@ -105,6 +107,15 @@ def ask(liked: tuple[int, ...] = (), *, limit: int = 10, **rest: Any) -> Query:
     return Query(limit=limit, at=NOW, history=history(liked), **rest)
 
 
+def live_visits(*trails: tuple[int, ...]) -> LiveState:
+    """One user per trail, who met its items a minute apart, from an hour before NOW on."""
+    visits = sorted((place, user, item) for user, trail in enumerate(trails) for place, item in enumerate(trail))
+    places, users, items = (np.array(column, np.int32) for column in zip(*visits, strict=True))
+    state = LiveState()
+    state.fold(DayLedger().changes(users, items, np.ones(len(users)), NOW - 3_600 + 60.0 * places))
+    return state
+
+
 FAN_OF_A = (0, 3, 5, 7)
 FAN_OF_B = (13, 15, 19, 21)
 QUERIES = {
@@ -116,6 +127,17 @@ QUERIES = {
     "likes and dislikes": Query(limit=10, at=NOW, history=history(FAN_OF_A, (13,))),
     "knows an untouched item": ask((NEVER_SEEN,)),
     "knows items younger than the fit": ask((0, N_ITEMS, N_ITEMS + 1, N_ITEMS + 5_000)),
+}
+LIVE = live_state_of(toy_dataset())
+"""What people did in the toy data, to its end."""
+QUERIES |= {
+    f"{name}, live": replace(QUERIES[name], live=LIVE)
+    for name in ("new user", "fan of a", "likes and dislikes", "knows items younger than the fit")
+}
+QUERIES |= {
+    "only dislikes, live, and nobody did anything": replace(QUERIES["only dislikes"], live=LiveState()),
+    "fan of a, live, of fewer items": ask(FAN_OF_A, live=live_visits((0, 3), (0, 5), (3, 5))),
+    "fan of a, live, of more items": ask(FAN_OF_A, live=live_visits((0, 3), (7, N_ITEMS + 1, N_ITEMS + 40))),
 }
 
 
@@ -212,11 +234,14 @@ class RecommenderContract(ABC):
             pytest.skip("has no opinion on some items")
         assert len(fitted.recommend(replace(query, limit=1_000)).positions) == N_ITEMS
 
+    @pytest.mark.parametrize("live", [None, LIVE], ids=["nobody counts", "live"])
     @pytest.mark.parametrize(("liked", "group"), [(FAN_OF_A, GROUP_A), (FAN_OF_B, GROUP_B)])
-    def test_follows_the_taste(self, fitted: Recommender, liked: tuple[int, ...], group: range) -> None:
+    def test_follows_the_taste(
+        self, fitted: Recommender, liked: tuple[int, ...], group: range, live: LiveState | None
+    ) -> None:
         if not self.is_personal:
             pytest.skip("not personal")
-        answer = fitted.recommend(ask(liked, limit=5, excluded=np.array(liked, np.int32)))
+        answer = fitted.recommend(ask(liked, limit=5, excluded=np.array(liked, np.int32), live=live))
         own = set(group) | ({NEVER_SEEN} if group is GROUP_A else set())
         assert len(answer.positions) == 5
         assert set(answer.positions.tolist()) <= own

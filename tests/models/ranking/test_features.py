@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from models.contracts import History, Query, Scores
-from models.live.changes import DayLedger
 from models.live.counters import HALF_LIVES
-from models.live.state import LiveState
 from models.ranking.features import (
     CO_VISITS,
     CONTEXTS,
@@ -20,23 +18,9 @@ from models.ranking.features import (
     leading_step,
     steps_back,
 )
-from tests.recommender_contract import NOW, ask, history
+from tests.recommender_contract import NOW, ask, history, live_visits
 
 LEAST = np.log(np.float32(1e-3))
-
-
-def live(*trails: tuple[int, ...]) -> LiveState:
-    """One user per trail, who met its items a minute apart."""
-    visits = [(user, item, place) for user, trail in enumerate(trails) for place, item in enumerate(trail)]
-    visits.sort(key=lambda visit: visit[2])
-    users, items, places = (np.array(column) for column in zip(*visits, strict=True))
-    state = LiveState()
-    state.fold(
-        DayLedger().changes(
-            users.astype(np.int32), items.astype(np.int32), np.ones(len(users)), NOW - 3_600 + 60.0 * places
-        )
-    )
-    return state
 
 
 def met_by(query: Query, n: int) -> Scores:
@@ -45,7 +29,7 @@ def met_by(query: Query, n: int) -> Scores:
 
 def test_co_visits_are_shares_of_the_visitors_discounted_by_steps_back() -> None:
     """Item 0 led two of three visitors to item 1 and one to item 2; item 5 led its one visitor to item 2."""
-    signals = live((0, 1), (0, 1), (0, 2), (5, 2))
+    signals = live_visits((0, 1), (0, 1), (0, 2), (5, 2))
     met = np.exp(met_by(ask((0, 5), live=signals), 6)) - 1e-3
     assert met.shape == (len(CO_VISITS), 6)
     np.testing.assert_allclose(met[0], [0, 0.75 * 2 / 3, 1 + 0.75 / 3, 0, 0, 0], atol=1e-6)
@@ -53,7 +37,7 @@ def test_co_visits_are_shares_of_the_visitors_discounted_by_steps_back() -> None
 
 
 def test_co_visits_look_back_so_far_and_no_further() -> None:
-    signals = live((0, 60))
+    signals = live_visits((0, 60))
     others = tuple(range(1, STEPS_BACK + 1))
     assert met_by(ask((0, *others[1:]), live=signals), 61)[0, 60] > LEAST
     np.testing.assert_array_equal(met_by(ask((0, *others), live=signals), 61), LEAST)
@@ -61,7 +45,7 @@ def test_co_visits_look_back_so_far_and_no_further() -> None:
 
 @pytest.mark.parametrize(
     "query",
-    [ask((0, 1)), ask((), live=live((0, 1))), ask((9, 5_000), live=live((0, 1)))],
+    [ask((0, 1)), ask((), live=live_visits((0, 1))), ask((9, 5_000), live=live_visits((0, 1)))],
     ids=["nobody counts", "no history", "items that nobody met"],
 )
 def test_without_anything_to_go_by_all_items_are_alike(query: Query) -> None:
@@ -72,18 +56,18 @@ def test_without_anything_to_go_by_all_items_are_alike(query: Query) -> None:
 
 def test_co_visits_of_items_that_the_release_does_not_know_are_left_out() -> None:
     """Item 7 leads to items 2 and 8; whoever speaks of three items hears of item 2 alone."""
-    found = met_by(ask((7,), live=live((7, 2, 8))), 3)
+    found = met_by(ask((7,), live=live_visits((7, 2, 8))), 3)
     assert found.shape == (2, 3)
     assert (found > LEAST).tolist() == [[False, False, True]] * 2
 
 
 def test_no_items_no_co_visits() -> None:
-    assert met_by(ask((0,), live=live((0, 1))), 0).shape == (2, 0)
+    assert met_by(ask((0,), live=live_visits((0, 1))), 0).shape == (2, 0)
 
 
 def test_the_leading_step_is_the_one_whose_visitors_met_most_of_an_item() -> None:
     """Item 2 was met by all visitors of item 5, the newest, and a third of those of item 0; item 1 by two thirds."""
-    steps = steps_back(ask((0, 5), live=live((0, 1), (0, 1), (0, 2), (5, 2))), 6)
+    steps = steps_back(ask((0, 5), live=live_visits((0, 1), (0, 1), (0, 2), (5, 2))), 6)
     assert leading_step(steps, np.array([2, 4, 1], np.int32)) == [5, None, 0]
     assert leading_step([], np.array([2, 4], np.int32)) == [None, None]
     assert leading_step(steps, np.empty(0, np.int32)) == []
