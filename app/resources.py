@@ -28,7 +28,6 @@ from app.serving.impressions import ImpressionWriter
 from app.serving.inventory import InventoryHost
 from app.serving.pages import PageStore
 from app.serving.pipeline import Pipeline
-from app.serving.popular import WindowCounts
 from app.settings import Settings
 from app.storage import redis as redis_storage
 from app.storage.database import open_engine
@@ -59,7 +58,6 @@ class Resources:
     contexts: ContextReader
     pages: PageStore
     pipeline: Pipeline
-    popular: WindowCounts
     _asking: asyncio.Task[None] | None = None
 
     @property
@@ -127,7 +125,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(cache.aclose)
         live = LiveFollower(engine, settings)
         stack.callback(live.close)
-        inventories = await asyncio.to_thread(InventoryHost, engine, cache_sync, settings)
+        inventories = await asyncio.to_thread(InventoryHost, engine, cache_sync, settings, live.state)
         if not await asyncio.to_thread(live.caught_up, LIVE_START_SECONDS):
             log.warning("serving begins while the live signals are still being counted")
         ingest = Ingest(engine, cache_sync, settings, on_commit=live.poke)
@@ -164,7 +162,6 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                 impressions=impressions,
                 exploration=Exploration(settings.explore_share, settings.explore_temperature),
             ),
-            popular=WindowCounts(engine),
         )
 
 

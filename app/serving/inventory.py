@@ -21,6 +21,7 @@ from app.catalog import rules, snapshot, versions
 from app.catalog.content import load_item_table
 from app.catalog.rules import RulesSnapshot
 from app.catalog.snapshot import CatalogSnapshot
+from app.live.snapshot import PositionedSignals
 from app.serving.fallback import release_without_models
 from app.serving.model_host import ModelHost, ServedRelease
 from app.settings import Settings
@@ -28,6 +29,8 @@ from app.storage import keys
 from app.storage.database import database_id
 from app.storage.keys import KeyRing
 from app.storage.redis import publish_versions
+from models.contracts import LiveSignals
+from models.live.state import LiveState
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ PAUSE_SECONDS = 1.0
 class Inventory:
     """One consistent state that a request works on from its first step to its last.
 
+    live:     what people do now, by position; goes on changing under the hands of who asks
     showable: bool[n + m] by position: exists, and no block without scope or times forbids it
     is_stale: known to be older than what was committed, while Postgres could not be asked
     """
@@ -54,6 +58,7 @@ class Inventory:
     rules: RulesSnapshot
     keys: KeyRing
     versions: Mapping[str, str]
+    live: LiveSignals
     showable: Mask
     is_stale: bool = False
 
@@ -65,10 +70,11 @@ class Inventory:
         rules: RulesSnapshot,
         keys: KeyRing,
         versions: Mapping[str, str],
+        live: LiveSignals,
     ) -> Inventory:
         by_row = catalog.exists.copy()
         by_row[rules.blocked_always] = False
-        return cls(release, catalog, rules, keys, versions, by_row[release.row_of_position])
+        return cls(release, catalog, rules, keys, versions, live, by_row[release.row_of_position])
 
     def eligible(self, *, categories: Sequence[str] = (), kind: str | None = None, creator: str | None = None) -> Mask:
         """bool[n + m] by position: showable items that pass the request's filters."""
@@ -86,7 +92,8 @@ class Inventory:
 class InventoryHost:
     """Keeps `current` fresh: a little behind for new items, never behind for rules and deletions."""
 
-    def __init__(self, engine: Engine, cache: redis.Redis, settings: Settings) -> None:
+    def __init__(self, engine: Engine, cache: redis.Redis, settings: Settings, live: LiveState) -> None:
+        self._live = live
         self._engine = engine
         self._cache = cache
         self._settings = settings
@@ -150,7 +157,8 @@ class InventoryHost:
         release = self._release(db, old, catalog, changed)
         if old and release is old.release and not len(changed) and now == old.versions:
             return old
-        inventory = Inventory.of(release, catalog, current_rules, current_keys, now)
+        live = old.live if old and old.release is release else PositionedSignals(self._live, release.rows)
+        inventory = Inventory.of(release, catalog, current_rules, current_keys, now, live)
         telemetry.CATALOG_ITEMS.set(int(inventory.showable.sum()))
         telemetry.NEW_ITEMS.set(len(release.new_content))
         return inventory

@@ -84,9 +84,10 @@ class Pipeline:
         self._exploration = exploration
 
     async def recommend(self, ask: Ask) -> Page:
-        """The first page. Raises Invalid for a recommender that does not exist."""
+        """The first page. Raises Invalid for a recommender that does not exist, and for an `at` that is over."""
         context = (await self._contexts.read(ask.user_id)).as_of(ask.at)
         inventory = await self._inventories.caught_up(context.versions)
+        _refuse_the_past(ask, inventory)
         query = build_query(ask, context.view, inventory)
         request_id = new_request_id()
         ranked = rank(ask, context, inventory, query, sampler=self._sampler(ask, request_id))
@@ -200,6 +201,7 @@ def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given:
         eligible=inventory.eligible(categories=ask.categories, kind=ask.kind, creator=ask.creator),
         excluded=excluded[excluded >= 0],
         preferred_categories=view.preferred_categories if view is not None else (),
+        live=inventory.live,
     )
 
 
@@ -252,6 +254,14 @@ def extended(
     query = build_query(ask, context.view, inventory, given=known)
     more = rank(ask, context, inventory, query, first_position=len(known) + 1, sampler=sampler)
     return replace(pinned, remaining=(*pinned.remaining, *below(pinned.remaining, more.remaining)), draw=more.draw)
+
+
+def _refuse_the_past(ask: Ask, inventory: Inventory) -> None:
+    """Decayed counters can't be turned back to before an event that they hold."""
+    newest = inventory.live.newest
+    if ask.at is not None and ask.at < newest:
+        held = datetime.fromtimestamp(newest, UTC).isoformat()
+        raise Invalid.field(("query", "at"), f"is earlier than the newest event that the live counters hold ({held})")
 
 
 def _question(ask: Ask) -> dict[str, Any]:

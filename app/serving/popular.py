@@ -1,28 +1,34 @@
-"""Popularity in a time window, counted by Postgres and kept for a few seconds."""
+"""Popularity in a time window, from the live signals: what was chosen within it, by counts that decay to match."""
 
 from __future__ import annotations
 
 import re
-import threading
 import time
 from datetime import timedelta
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import Engine, func, select
 
-from app.errors import Invalid, Unavailable
+from app.errors import Invalid
 from app.serving.inventory import Inventory
 from app.serving.slate import Shown
-from app.storage.tables import interactions
-from models.contracts import Query, Reason
+from models.contracts import Query, Reason, Scores
+from models.live.state import LiveState
 from models.retrieval.dense import best
 
-KEPT_SECONDS = 5.0
-PATIENCE_SECONDS = 5.0
-"""Nobody waits longer for a count under way: a server that hangs must not take every thread."""
 LONGEST = timedelta(days=365)
+WIDER = ("1h", "6h", "1d", "7d", "30d", "365d", "all")
+"""What an empty window widens to, one after the other."""
+_OF_WINDOW = 0.35
+"""Half-life over window: an event counted by decay is then as old, on average, as one in the window: ln 2 / 2."""
 _WINDOW = re.compile(r"^(?P<count>[1-9][0-9]{0,3})(?P<unit>[hd])$", re.ASCII)
+
+
+class Popular(NamedTuple):
+    """window: the one that answered; items: most chosen first"""
+
+    window: str
+    items: list[Shown]
 
 
 def window_of(text: str) -> timedelta | None:
@@ -38,57 +44,48 @@ def window_of(text: str) -> timedelta | None:
     raise Invalid.field(("query", "window"), f"{text!r} is not a window; give 1h … 365d, or all")
 
 
-class WindowCounts:
-    """Interactions per item row and window; a window is counted at most once in KEPT_SECONDS."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = threading.Lock()
-        self._kept: dict[timedelta | None, tuple[float, NDArray[np.float32]]] = {}
-
-    def counts(self, window: timedelta | None) -> NDArray[np.float32]:
-        """float32[rows]: interactions whose timestamp lies in the window before now.
-
-        Blocks. Raises Unavailable where another count takes too long.
-        """
-        if not self._lock.acquire(timeout=PATIENCE_SECONDS):
-            raise Unavailable(f"Postgres did not count within {PATIENCE_SECONDS:.0f} s; retry")
-        try:
-            counted_at, counts = self._kept.get(window, (0.0, np.empty(0, np.float32)))
-            if time.monotonic() - counted_at > KEPT_SECONDS or not counted_at:
-                counts = self._count(window)
-                now = time.monotonic()
-                # There are 9,000 windows to ask for: what is no longer fresh goes.
-                self._kept = {each: kept for each, kept in self._kept.items() if now - kept[0] <= KEPT_SECONDS}
-                self._kept[window] = (now, counts)
-            return counts
-        finally:
-            self._lock.release()
-
-    def _count(self, window: timedelta | None) -> NDArray[np.float32]:
-        statement = select(interactions.c.item_row, func.count())
-        if window is not None:
-            statement = statement.where(interactions.c.timestamp > func.now() - window)
-        with self._engine.connect() as db:
-            found = db.execute(statement.group_by(interactions.c.item_row)).all()
-        counts = np.zeros(1 + max((row for row, _ in found), default=-1), np.float32)
-        for row, count in found:
-            counts[row] = count
-        return counts
-
-
 def popular_items(
-    inventory: Inventory, counts: NDArray[np.float32], *, categories: tuple[str, ...], limit: int
-) -> list[Shown]:
-    """At most `limit` items that anybody chose in the window, most chosen first."""
-    catalog = inventory.catalog
-    scores = np.full(len(catalog), -np.inf, np.float32)
-    known = min(len(counts), len(catalog))
-    scores[:known] = np.where(counts[:known] > 0, counts[:known], -np.inf)
+    inventory: Inventory, live: LiveState, window: str, *, categories: tuple[str, ...], limit: int
+) -> Popular:
+    """At most `limit` items that anybody chose in the window, or in the next wider one in which anybody did."""
     at = time.time()
     blocked = inventory.rules.blocked(user_id="", categories=categories, at=at)
-    found = best(scores, Query(limit=limit, at=at, eligible=catalog.mask(categories=categories), excluded=blocked))
-    return [
-        Shown(row, score, "popular", False, Reason("popular"))
-        for row, score in zip(found.positions.tolist(), found.scores.tolist(), strict=True)
-    ]
+    query = Query(limit=limit, at=at, eligible=inventory.catalog.mask(categories=categories), excluded=blocked)
+    for each in (window, *_wider_than(window)):
+        found = best(scores_in(live, window_of(each), at=at, n_rows=len(inventory.catalog)), query)
+        if len(found.positions):
+            break
+    return Popular(
+        each,
+        [
+            Shown(row, score, "popular", False, Reason("popular"))
+            for row, score in zip(found.positions.tolist(), found.scores.tolist(), strict=True)
+        ],
+    )
+
+
+def scores_in(live: LiveState, window: timedelta | None, *, at: float, n_rows: int) -> Scores:
+    """float32[n_rows]: how much each item was chosen in the window before `at`, -inf where it was not; None: ever."""
+    scores = np.full(n_rows, -np.inf, np.float32)
+    counts, since = (live.totals(), -np.inf) if window is None else _decayed(live, window, at)
+    last_at = live.last_at()
+    known = min(n_rows, len(counts), len(last_at))
+    chosen = np.flatnonzero(last_at[:known] > since)
+    scores[chosen] = counts[chosen]
+    return scores
+
+
+def _decayed(live: LiveState, window: timedelta, at: float) -> tuple[Scores, float]:
+    """Counts by the half-life that fits the window, between the two nearest that are kept, and when it begins."""
+    counts, length = live.counts(at), window.total_seconds()
+    place = float(np.interp(np.log(_OF_WINDOW * length), np.log(live.half_lives), np.arange(len(counts))))
+    shorter = min(int(place), len(counts) - 2)
+    share = np.float32(place - shorter)
+    return (1 - share) * counts[shorter] + share * counts[shorter + 1], at - length
+
+
+def _wider_than(window: str) -> list[str]:
+    length = window_of(window)
+    if length is None:
+        return []
+    return [each for each in WIDER if (wider := window_of(each)) is None or wider > length]

@@ -16,10 +16,10 @@ LAST_RESORT = "popularity"
 """Speaks of every item, so a chain that ends in it leaves a page short only where the catalogue is."""
 
 CHAINS: dict[Route, tuple[str, ...]] = {
-    "new": (LAST_RESORT,),
-    "few": ("blend", "content_clusters", LAST_RESORT),
-    "established": ("blend", "als_hybrid", "item_similarity", LAST_RESORT),
-    "degraded": (LAST_RESORT,),
+    "new": ("live_counts", LAST_RESORT),
+    "few": ("blend", "content_clusters", "live_counts", LAST_RESORT),
+    "established": ("blend", "als_hybrid", "live_counts", LAST_RESORT),
+    "degraded": ("live_counts", LAST_RESORT),
 }
 
 

@@ -15,12 +15,13 @@ from app.serving import inventory
 from app.serving.inventory import InventoryHost
 from app.settings import Settings
 from app.storage import keys
+from models.live.state import LiveState
 
 
 @pytest.fixture
 def host(engine: Engine, redis_url: str, tmp_path: Path) -> Iterator[InventoryHost]:
     with redis.Redis.from_url(redis_url) as cache:
-        yield InventoryHost(engine, cache, Settings(data_dir=tmp_path))
+        yield InventoryHost(engine, cache, Settings(data_dir=tmp_path), LiveState())
 
 
 def changed_rules(engine: Engine) -> dict[str, str]:
