@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from dataclasses import asdict
@@ -108,6 +107,14 @@ class ItemPage(BaseModel):
     next_cursor: str | None = Field(description="null where there is no more")
 
 
+class PopularPage(ItemPage):
+    """A page of what everybody chooses."""
+
+    model_config = example(items=[SHOWN], next_cursor=None, window="7d")
+
+    window: str = Field(description="the one that answered: wider than asked for where that one is empty")
+
+
 class SourceBody(BaseModel):
     """What one recommender says of the item."""
 
@@ -195,7 +202,7 @@ async def recommend(resources: ResourcesDep, caller: Caller, query: Annotated[Re
     return _json(page_body(page))
 
 
-@router.get("/popular", response_model=ItemPage, summary="What everybody chooses")
+@router.get("/popular", response_model=PopularPage, summary="What everybody chooses")
 async def popular(
     resources: ResourcesDep,
     category: Categories = [],  # noqa: B006 - FastAPI copies it
@@ -203,15 +210,15 @@ async def popular(
     limit: Limit = 10,
     cursor: Cursor = None,
 ) -> Response:
-    """Most chosen first, in this window before now; items that nobody chose in it are not in the answer."""
-    duration = window_of(window)
+    """Most chosen in this window first, the newer the more; where nobody chose anything, in the next wider one."""
+    window_of(window)
     asked = {"window": window, "category": category}
     if cursor is not None:
         return await _next_items(resources, "popular", asked, cursor, limit)
     inventory = await _inventory(resources)
-    counts = await asyncio.to_thread(resources.popular.counts, duration)
-    found = popular_items(inventory, counts, categories=tuple(category), limit=1000)
-    return _items_page(resources, inventory, _slate(inventory, "popular", asked, found), limit)
+    found = popular_items(inventory, resources.live.state, window, categories=tuple(category), limit=1000)
+    slate = _slate(inventory, "popular", asked, found.items, {"window": found.window})
+    return _items_page(resources, inventory, slate, limit)
 
 
 @router.get("/similar/{item_id}", response_model=ItemPage, summary="Items like this one")
@@ -222,7 +229,7 @@ async def similar(resources: ResourcesDep, item_id: ItemId, limit: Limit = 10, c
         return await _next_items(resources, "similar", asked, cursor, limit)
     inventory = await _inventory(resources)
     found = similar_items(inventory, item_id, limit=1000)
-    return _items_page(resources, inventory, _slate(inventory, "similar", asked, found), limit)
+    return _items_page(resources, inventory, _slate(inventory, "similar", asked, found, {}), limit)
 
 
 @router.get("/explain", response_model=ExplanationBody, summary="Why an item is, or is not, shown to a user")
@@ -270,8 +277,11 @@ async def _inventory(resources: Resources) -> Inventory:
     return await resources.inventories.caught_up(await resources.contexts.versions())
 
 
-def _slate(inventory: Inventory, endpoint: str, asked: dict[str, Any], found: list[Shown]) -> Pinned:
-    return Pinned(endpoint, asked, endpoint, endpoint, inventory.release.release_id, {}, (), tuple(found))
+def _slate(
+    inventory: Inventory, endpoint: str, asked: dict[str, Any], found: list[Shown], more: dict[str, str]
+) -> Pinned:
+    """more: what every page says beside its items."""
+    return Pinned(endpoint, asked, endpoint, endpoint, inventory.release.release_id, more, (), tuple(found))
 
 
 async def _next_items(resources: Resources, endpoint: str, asked: dict[str, Any], cursor: str, limit: int) -> Response:
@@ -289,11 +299,12 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
     shown, rest = remaining[:limit], remaining[limit:]
     given = (*pinned.given, *(item.row for item in shown))
     following = Pinned(
-        pinned.endpoint, pinned.asked, pinned.route, pinned.recommender, pinned.release, {}, given, tuple(rest)
-    )
+        pinned.endpoint, pinned.asked, pinned.route, pinned.recommender, pinned.release, pinned.variants, given,
+        tuple(rest),
+    )  # fmt: skip
     cursor = resources.pages.put(following) if rest else None
     body = {"items": _items(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
-    return _json(body)
+    return _json(body | pinned.variants)
 
 
 async def _counted(resources: Resources, watermark: str) -> None:
