@@ -15,7 +15,7 @@ from models.contracts import Progress, Query, Recommender, Scores
 from models.data.dataset import Dataset
 from models.data.splits import Split, split_at
 from models.live.stream import Choice, choices_of
-from models.ranking.features import SHARES, Surprise
+from models.ranking.features import CO_VISITS, CONTEXTS, SHARES, Surprise
 from models.ranking.listwise import Choices, ListwiseRanker, fit_listwise
 from models.retrieval.live_counts import LiveCounts
 from models.two_stage import Blend, live_counts_among
@@ -102,12 +102,11 @@ def _student(dataset: Dataset, fitted: Mapping[str, Recommender], seed: int) -> 
 
 
 def _unlearned(served: int, n_sources: int) -> ListwiseRanker:
-    wide = np.zeros(len(SHARES) + 2 + n_sources, np.float32)
+    wide = np.zeros(len(SHARES) + len(CO_VISITS) + n_sources, np.float32)
     wide[served] = 1
     wide[len(SHARES) :] = DEFAULT_WEIGHT
-    nothing = np.zeros((5, len(wide)), np.float32)
-    no_layer = np.zeros((0, len(wide)), np.float32), np.zeros((5, 0), np.float32)
-    return ListwiseRanker(wide, nothing, *no_layer, np.zeros(0, np.float32), np.zeros(0, np.float32))
+    shapes = (len(CONTEXTS), len(wide)), (0, len(wide)), (len(CONTEXTS), 0), (0,), (0,), (2, len(CONTEXTS))
+    return ListwiseRanker(wide, *(np.zeros(shape, np.float32) for shape in shapes))
 
 
 def _lessons(

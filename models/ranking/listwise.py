@@ -57,6 +57,7 @@ class ListwiseRanker:
     situation: float32[c, h]
     offset:    float32[h]
     out:       float32[h]
+    met:       float32[2, c], the lowest and highest of each context among the choices learned from
     """
 
     wide: Scores
@@ -65,9 +66,11 @@ class ListwiseRanker:
     situation: Scores
     offset: Scores
     out: Scores
+    met: Scores
 
     def scores(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> Scores:
         """float32[n] from float32[f, n] and float32[c]."""
+        context = self._nearest_met(context)
         before = self.hidden @ features
         before += (constants := context @ self.situation + self.offset)[:, None]
         # relu(x) = (x + |x|) / 2: its linear half joins the wide part, and |x| takes a fifth of the time of maximum.
@@ -77,9 +80,14 @@ class ListwiseRanker:
 
     def effects(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32[f, n]: by how much each item's score rises with each of its features (the gradient)."""
+        context = self._nearest_met(context)
         is_active = self.hidden @ features + (context @ self.situation + self.offset)[:, None] > 0
         linear = self.wide + context @ self.tilt
         return np.asarray(linear[:, None] + (self.hidden.T * self.out) @ is_active, np.float32)
+
+    def _nearest_met(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What it learned says nothing of situations unlike any it learned from: they are taken for the nearest."""
+        return np.clip(context, self.met[0], self.met[1])
 
     def parts(self) -> dict[str, NDArray[np.float32]]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -185,12 +193,13 @@ class _Adam:
 
 
 class _Scale(NamedTuple):
-    """Mean and deviation of every feature and context."""
+    """Mean and deviation of every feature and context, and between what each context lies."""
 
     mean: Scores
     deviation: Scores
     context_mean: Scores
     context_deviation: Scores
+    context_range: Scores
 
     @classmethod
     def of(cls, choices: Choices) -> Self:
@@ -200,6 +209,7 @@ class _Scale(NamedTuple):
             _spread(values),
             choices.contexts.mean(axis=0),
             _spread(choices.contexts),
+            np.stack([choices.contexts.min(axis=0), choices.contexts.max(axis=0)]),
         )
 
     def applied(self, choices: Choices, rows: NDArray[np.int64]) -> Choices:
@@ -214,9 +224,8 @@ class _Scale(NamedTuple):
         hidden = learned.hidden / self.deviation
         situation = learned.situation / self.context_deviation[:, None]
         offset = learned.offset - hidden @ self.mean - self.context_mean @ situation
-        return ListwiseRanker(
-            *(np.asarray(array, np.float32) for array in (wide, tilt, hidden, situation, offset, learned.out))
-        )
+        arrays = wide, tilt, hidden, situation, offset, learned.out, self.context_range
+        return ListwiseRanker(*(np.asarray(array, np.float32) for array in arrays))
 
 
 def _spread(values: NDArray[np.float32]) -> Scores:

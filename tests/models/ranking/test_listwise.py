@@ -74,7 +74,8 @@ def test_with_the_scale_folded_in_differences_of_scores_are_the_same() -> None:
     given, learned = choices(), weights()
     scale = _Scale.of(given)
     ranker, scaled = scale.folded_into(learned), scale.applied(given, np.arange(len(given)))
-    on_scaled = ListwiseRanker(*(array.astype(np.float32) for array in learned.arrays()))
+    anywhere = np.array([[-99] * C, [99] * C], np.float32)
+    on_scaled = ListwiseRanker(*(array.astype(np.float32) for array in learned.arrays()), anywhere)
     for row in range(len(given)):
         here = given.offered[row]
         plain = ranker.scores(given.features[row][:, here], given.contexts[row])
@@ -150,6 +151,15 @@ def test_what_counts_in_one_situation_only_is_learned_as_no_linear_ranker_can() 
         context = np.array([situation, 0], np.float32)
         effects = np.abs(ranker.effects(later.features[0], context)).mean(axis=1)
         assert effects[strong] > 4 * effects[weak]
+
+
+def test_a_situation_beyond_those_it_learned_from_is_taken_for_the_nearest() -> None:
+    given = situational(200, 0)
+    ranker = fit_listwise(given, seed=0)
+    features, (lowest, highest) = given.features[0], (given.contexts.min(axis=0), given.contexts.max(axis=0))
+    for beyond, nearest in ((highest + 50, highest), (lowest - 50, lowest)):
+        for answer in (ranker.scores, ranker.effects):
+            np.testing.assert_array_equal(answer(features, beyond), answer(features, nearest))
 
 
 def test_a_liking_for_the_middle_is_learned_as_no_linear_ranker_can() -> None:
