@@ -73,6 +73,14 @@ class Resources:
         """After a commit that bumped a version: this worker and Redis have it before the answer goes out."""
         self.inventories.refresh()
 
+    async def counted(self, xid: int, seconds: float) -> bool:
+        """Whether, within so many seconds, what this transaction did is in the live signals and can be shown."""
+        if not await self.live.wait_for(xid, seconds):
+            return False
+        if len(self.live.state) > len(self.inventories.current.catalog):
+            await asyncio.to_thread(self.inventories.refresh)
+        return True
+
     async def degraded(self) -> dict[str, str]:
         """What is missing now, by name, and why; empty when all is well. Asks each dependency, and not for long."""
         missing: dict[str, str] = {}

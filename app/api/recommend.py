@@ -308,10 +308,10 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
 
 
 async def _counted(resources: Resources, watermark: str) -> None:
-    """Waits until everything up to the watermark is committed and in this worker's live signals."""
+    """Waits until everything up to the watermark is committed, in this worker's live signals, and its items known."""
     if not _WATERMARK.match(watermark):
         raise Invalid.field(("query", "min_watermark"), f"{watermark!r} is not a watermark of this service")
-    if not await resources.live.wait_for(int(watermark), WATERMARK_SECONDS):
+    if not await resources.counted(int(watermark), WATERMARK_SECONDS):
         raise Unavailable(f"query.min_watermark: {watermark} is not counted after {WATERMARK_SECONDS:.0f} s")
 
 
