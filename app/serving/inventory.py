@@ -169,7 +169,7 @@ class InventoryHost:
         if newer is not None:
             served, changed = newer, np.flatnonzero(catalog.exists).astype(np.int32)
         if served is None or served.release_id is None:
-            return release_without_models(db, catalog) if served is None or len(changed) else served
+            return release_without_models(catalog) if served is None or len(changed) else served
         unknown = changed[catalog.exists[changed] & ~served.fitted_on(changed)]
         return served.with_new_items(unknown, load_item_table(db, unknown)) if len(unknown) else served
 

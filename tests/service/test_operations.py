@@ -197,6 +197,6 @@ def test_metrics_are_those_of_all_workers(stores: Stores) -> None:
         counted = [
             float(line.rpartition(" ")[2])
             for line in httpx.get(f"{service.url}/metrics").text.splitlines()
-            if line.startswith('segue_recommendations_total{recommender="popularity"')
+            if line.startswith('segue_recommendations_total{recommender="live_counts"')
         ]
     assert sum(counted) == 30

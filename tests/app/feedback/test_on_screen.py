@@ -14,8 +14,9 @@ from app.feedback import interactions
 from app.feedback.events import Event
 from app.feedback.ingest import Ingest
 from app.feedback.user_state import UserView
+from app.live.log import recount
+from app.live.snapshot import PositionedSignals
 from app.serving.fallback import release_without_models
-from app.serving.popular import WindowCounts
 from app.settings import DEFAULT_WEIGHTS, FEEDBACK_KINDS, Settings
 from app.training.extract import extract
 from models.contracts import Query
@@ -80,13 +81,14 @@ def test_nothing_that_is_learned_or_counted_knows_of_it(ingest: Ingest, engine: 
     ingest.submit_blocking([*(on_screen("dune", n) for n in range(50)), an_event("bob", "emma", "view", minute=None)])
     view = read_view("ann")
     assert (view.interactions, view.positives, len(view.seen), len(view.rows)) == (0, 0, 0, 0)
-    assert WindowCounts(engine).counts(None).tolist() == [0, 1]
+    live, _ = recount(engine, DEFAULT_WEIGHTS | {"impression": 1.0})
+    assert live.totals().tolist() == pytest.approx([0, 1.3])
     assert len(extract(engine, DEFAULT_WEIGHTS).dataset.interactions) == 1
     with engine.connect() as db:
         catalog, _ = refresh(db, CatalogSnapshot.empty())
-        release = release_without_models(db, catalog)
-    [popularity] = release.recommenders.values()
-    scores = popularity.scores(Query(limit=2, at=0.0))
+    release = release_without_models(catalog)
+    query = Query(limit=2, at=live.newest, live=PositionedSignals(live, release.rows))
+    scores = release.recommenders["live_counts"].scores(query)
     assert scores[1] > scores[0]
 
 
