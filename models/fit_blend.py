@@ -105,8 +105,8 @@ def _student(dataset: Dataset, fitted: Mapping[str, Recommender], seed: int) -> 
 def unlearned(n_sources: int) -> ListwiseRanker:
     """What ranks before anything was learned: live counts of all half-lives alike, and a little of the rest.
 
-    On windows of 500 to 4,000 MovieTweetings 1 to 3 % better than the one half-life that foretold best, also with
-    the same little of the rest; more or less of it was worse.
+    On windows of 500 to 4,000 MovieTweetings 1 to 6 % better than one half-life, the one that foretold best, beside
+    the same rest.
     """
     wide = np.full(len(SHARES) + len(CO_VISITS) + n_sources, DEFAULT_WEIGHT, np.float32)
     wide[: len(SHARES)] = 0
