@@ -99,6 +99,18 @@ def _for_all(cache: Redis, script: str, cache_version: str, user_ids: Collection
         raise CacheAway(str(error)) from error
 
 
+def _alone(db: Connection, statement: str) -> str:
+    """What one statement answers, without the two trips to the server that open and end a transaction around it."""
+    db.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        with db.begin():
+            answer: str = db.exec_driver_sql(statement).scalar_one()
+        return answer
+    finally:
+        if not db.invalidated:
+            db.execution_options(isolation_level="READ COMMITTED")
+
+
 def _random() -> str:
     return secrets.token_hex(8)
 
@@ -188,8 +200,7 @@ class ViewWriter:
         self, db: Connection, marked: str | None, user_ids: Collection[str], token: str, marked_at: float
     ) -> None:
         """Clears the marks, under the version that holds now too, or orphans every view."""
-        with db.begin():
-            version: str = db.exec_driver_sql(VERSION).scalar_one()
+        version = _alone(db, VERSION)
         self.observe(version)
         if marked is None:
             return

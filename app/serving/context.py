@@ -58,7 +58,8 @@ class ContextReader:
         settings: Settings,
         cache_version: str,
     ) -> None:
-        self._engine = engine
+        # A user is read in one statement, hence of one moment: a transaction around it would be two trips more.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._cache = cache
         self._cache_sync = cache_sync
         self._settings = settings
