@@ -7,7 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from app.cli import imports, keys, replay, serving, training
+from app.cli import imports, keys, live, replay, serving, training
 from app.errors import SegueError
 from app.progress import console
 
@@ -25,6 +25,7 @@ for command in (
 app.add_typer(imports.imports, name="import")
 app.add_typer(training.releases, name="releases")
 app.add_typer(keys.keys, name="keys")
+app.add_typer(live.live, name="live")
 
 
 def main() -> None:

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Engine, text
 
+from app.live import checkpoint, log
 from models.live.state import LiveState
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-6
 """Answers are float32; and a sum from which something was taken back keeps a rest of rounding."""
 SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """items, users: how many the recount knows of; since: mark of the checkpoint, None where there is none of use"""
+
+    differences: list[str]
+    items: int
+    users: int
+    since: int | None
+    until: int
+
+
+def check(engine: Engine, weights: Mapping[str, float]) -> Checked:
+    """Compares the checkpoint and the events since with a recount, both as of one moment; others may go on writing."""
+    with engine.execution_options(isolation_level="REPEATABLE READ").connect() as db, db.begin():
+        db.execute(text("set local statement_timeout = 0"))
+        recounted, until = log.counted_anew(db, weights)
+        n_items, n_users = recounted.extent()
+        stored = checkpoint.stored(db)
+        if stored is None or stored.fingerprint != checkpoint.fingerprint(weights):
+            return Checked([], n_items, n_users, None, until)
+        state, mark = checkpoint.load(db), stored.watermark
+        while mark < until:
+            horizon = log.look(db, mark)
+            state.fold(log.changes(db, weights, state, since=mark, until=horizon.until))
+            mark = horizon.until
+        return Checked(differences(state, recounted), n_items, n_users, stored.watermark, until)
 
 
 def differences(state: LiveState, recounted: LiveState) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -244,6 +245,7 @@ class LiveFollower:
             self._db.detach()
             with self._db.begin():
                 self._db.execute(text(f"set statement_timeout = '{STEP_TIMEOUT}'"))
+                self._db.execute(text(f"set application_name = 'segue live {os.getpid()}'"))
                 # Compiling a plan costs more than any of these run for.
                 self._db.execute(text("set jit = off"))
         return self._db

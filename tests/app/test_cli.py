@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
+from app.live.follower import LiveFollower
+from app.settings import Settings
+
 
 @pytest.fixture
 def environment(postgres_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
@@ -104,3 +107,28 @@ def test_help_comes_without_loading_what_commands_need() -> None:
         "import sys, app.cli; print(sorted({'sqlalchemy', 'numpy', 'uvicorn', 'redis', 'fastapi'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+A_CLICK = """
+    insert into interactions (event_id, user_row, item_row, kind, timestamp) values (:id, 0, 0, 'click', now())
+"""
+
+
+def test_live_signals_are_checked_against_the_events(environment: dict[str, str], engine: Engine) -> None:
+    with engine.begin() as db:
+        db.execute(text("insert into users (user_id) values ('ann')"))
+        db.execute(text("insert into items (item_id) values ('a')"))
+        db.execute(text(A_CLICK), {"id": "e1"})
+    assert "nothing is stored yet" in segue(environment, "live", "check").stderr
+    follower = LiveFollower(engine, Settings())
+    assert follower.caught_up(10)
+    follower.close()
+    with engine.begin() as db:
+        db.execute(text(A_CLICK), {"id": "e2"})
+    assert "equal to a recount: 1 items, 1 users" in segue(environment, "live", "check").stderr
+    with engine.begin() as db:
+        db.execute(text("delete from interactions where event_id = 'e1'"))
+        db.execute(text("update interactions set timestamp = timestamp - interval '2 days', xid = '3'"))
+    checked = segue(environment, "live", "check")
+    assert checked.returncode == 1
+    assert "item row 0: last event" in checked.stderr
