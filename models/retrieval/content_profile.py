@@ -43,8 +43,8 @@ class ContentProfile(DenseRecommender):
         return self.rows.dot(profile)
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
-        """The item of the history that is most alike."""
-        latest = self._latest(query.history)
+        """The liked item of the history that is most alike; the rest of it shapes the taste, but is not named."""
+        latest = self._latest(query.history.take(query.history.signs > 0))
         if len(latest) == 0:
             return [Reason("similar_to_liked")] * len(positions)
         nearest = (self.rows.take(positions) @ self.rows.take(latest).T).argmax(axis=1)
