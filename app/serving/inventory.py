@@ -69,6 +69,7 @@ class Inventory:
         catalog: CatalogSnapshot,
         rules: RulesSnapshot,
         keys: KeyRing,
+        *,
         versions: Mapping[str, str],
         live: LiveSignals,
     ) -> Inventory:
@@ -158,7 +159,7 @@ class InventoryHost:
         if old and release is old.release and not len(changed) and now == old.versions:
             return old
         live = old.live if old and old.release is release else PositionedSignals(self._live, release.rows)
-        inventory = Inventory.of(release, catalog, current_rules, current_keys, now, live)
+        inventory = Inventory.of(release, catalog, current_rules, current_keys, versions=now, live=live)
         telemetry.CATALOG_ITEMS.set(int(inventory.showable.sum()))
         telemetry.NEW_ITEMS.set(len(release.new_content))
         return inventory
