@@ -31,6 +31,7 @@ from models.live.stream import live_state_of
 from models.retrieval.popularity import Popularity, by_kind
 from models.retrieval.popularity_kinds import Kind
 from models.training import FittedRelease, fit_recipes
+from models.two_stage import Blend
 
 LENGTH = 20
 """Items asked for: Recall@20 looks furthest."""
@@ -137,8 +138,13 @@ def judge_release(fitted: FittedRelease, split: Split, *, seed: int = 0, progres
             if name == ROUTED:
                 rows += judge.rows("routed", found)
     progress("evaluated", 1.0)
+    blend = recommenders.get(Blend.name)
     return Leaderboard(
-        tuple(rows), at=judge.at, until=float(split.later.timestamps[-1]), n_train=len(split.earlier.interactions)
+        tuple(rows),
+        at=judge.at,
+        until=float(split.later.timestamps[-1]),
+        n_train=len(split.earlier.interactions),
+        blend=blend.chosen if isinstance(blend, Blend) else {},
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,12 +57,14 @@ class Leaderboard:
 
     at:      unix seconds of the moment that the split was made at; until: of the last interaction judged by
     n_train: interactions before it
+    blend:   figures of the blend's fit (`Blend.chosen`), all from before the moment; empty without one
     """
 
     rows: tuple[Row, ...]
     at: float
     until: float
     n_train: int
+    blend: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self, recommender: str, users: str = "all") -> Row:
         """The row of a recommender and a group of users."""
@@ -82,7 +84,10 @@ class Leaderboard:
 
     def as_markdown(self) -> str:
         """A table per group of users, best first, 95 % intervals in brackets."""
-        return "\n\n".join([self.title(), *(_table(self.ranked(users)) for users in self._groups())]) + "\n"
+        parts = [self.title(), *(_table(self.ranked(users)) for users in self._groups())]
+        if self.blend.get("weights"):
+            parts.append(_blend_as_markdown(self.blend))
+        return "\n\n".join(parts) + "\n"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -90,6 +95,7 @@ class Leaderboard:
             "until": self.until,
             "n_train": self.n_train,
             "rows": [row.as_json() for row in self.rows],
+            "blend": dict(self.blend),
         }
 
     def _groups(self) -> list[str]:
@@ -106,6 +112,22 @@ def spread_as_markdown(boards: Sequence[Leaderboard]) -> str:
         figures = (sum(found) / len(found), min(found), max(found))
         lines.append((row.recommender, row.users, *(f"{figure:.4f}" for figure in figures)))
     return _rows(lines) + "\n"
+
+
+def _blend_as_markdown(blend: Mapping[str, Any]) -> str:
+    """What each feature of the blend weighs, and how many right answers it has among its best."""
+    depths = list(blend["recall"])
+    head = ("feature of the blend", "weight", *(f"recall{depth}" for depth in depths))
+    lines = [head, ("---",) * len(head)]
+    for name, weight in blend["weights"].items():
+        lines.append((name, f"{weight:+.2f}", *(f"{blend['recall'][depth][name]:.1%}" for depth in depths)))
+    lines.append(("any of them", "", *(f"{blend['recall'][depth]['any']:.1%}" for depth in depths)))
+    said = (
+        f"On the newest {blend['held_out']:,} choices of the training data, which the blend did not learn from "
+        f"({blend['choices']:,} others taught it), its NDCG@10 is {blend['ndcg']:.4f}, that of live counts "
+        f"{blend['live_counts_ndcg']:.4f}. A weight is by how much one deviation of the feature moves the score."
+    )
+    return f"{said}\n\n{_rows(lines)}"
 
 
 def _table(rows: list[Row]) -> str:
