@@ -41,7 +41,7 @@ def check(engine: Engine, weights: Mapping[str, float]) -> Checked:
         state, mark = checkpoint.load(db), stored.watermark
         while mark < until:
             horizon = log.look(db, mark)
-            state.fold(log.changes(db, weights, state, since=mark, until=horizon.until))
+            state.fold(log.changes(db, weights, state, horizon, since=mark))
             mark = horizon.until
         return Checked(differences(state, recounted), n_items, n_users, stored.watermark, until)
 

@@ -170,11 +170,8 @@ class LiveFollower:
                     self._is_loaded = False
                     self._load_in(db)
                     continue
-                changes = None
-                if horizon.fresh:
-                    until = horizon.until
-                    changes = log.changes(db, self._weights, self.state, since=self.watermark, until=until)
-            if changes is not None:
+                changes = log.changes(db, self._weights, self.state, horizon, since=self.watermark)
+            if len(changes.visit_users) or len(changes.forgotten):
                 holding = self.state.holding(changes.forgotten) if len(changes.forgotten) else _NONE
                 self._unsaved.note(changes, holding)
                 self.state.fold(changes)

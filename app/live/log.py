@@ -44,34 +44,30 @@ _LOOK = """
         (SELECT past.xid::text::bigint FROM interactions AS past
          WHERE past.xid >= %(since)s::xid8 AND past.xid < horizon.xid
          ORDER BY past.xid OFFSET %(rows)s LIMIT 1) AS cut,
-        EXISTS (SELECT FROM interactions AS past WHERE past.xid >= %(since)s::xid8 AND past.xid < horizon.xid)
-        OR EXISTS (SELECT FROM retractions AS gone WHERE gone.xid >= %(since)s::xid8 AND gone.xid < horizon.xid)
-            AS fresh,
+        EXISTS (SELECT FROM interactions AS past WHERE past.xid >= %(since)s::xid8 AND past.xid < horizon.xid) AS fresh,
+        EXISTS (SELECT FROM retractions AS gone WHERE gone.xid >= %(since)s::xid8) AS erased,
         coalesce((SELECT retractions_from::text::bigint FROM live_checkpoint), 0) AS retractions_from
     FROM horizon
 """
 
-# All that happened on the days of new interactions, and all that erased users did. The client's clock may be
-# minutes ahead of `received_at`: a day of slack bounds the search in the index of users and timestamps.
-_CHANGED = f"""
-    WITH day AS (
+# All that happened on the days of new interactions. The client's clock may be minutes ahead of `received_at`: a day
+# of slack bounds the search in the index of users and timestamps.
+_NEW = f"""
+    SELECT past.* FROM (
         SELECT DISTINCT user_row, item_row, date_trunc('day', least("timestamp", received_at), 'UTC') AS begins
         FROM interactions WHERE xid >= %(since)s::xid8 AND xid < %(until)s::xid8
-    ), gone AS (
-        SELECT DISTINCT user_row FROM retractions
-        WHERE (xid >= %(since)s::xid8 AND xid < %(until)s::xid8)
-            OR (stored_xid >= %(since)s::xid8 AND stored_xid < %(until)s::xid8)
-    )
-    SELECT past.* FROM day CROSS JOIN LATERAL (
+    ) AS day CROSS JOIN LATERAL (
         SELECT {_STORED} FROM interactions AS held
         WHERE held.user_row = day.user_row AND held.item_row = day.item_row AND held.xid < %(until)s::xid8
             AND held."timestamp" >= day.begins AND held."timestamp" < day.begins + interval '2 days'
             AND least(held."timestamp", held.received_at) >= day.begins
             AND least(held."timestamp", held.received_at) < day.begins + interval '1 day'
     ) AS past
-    UNION ALL
-    SELECT {_RETRACTED} FROM retractions
-    WHERE user_row IN (SELECT user_row FROM gone) AND stored_xid < %(until)s::xid8 AND xid >= %(since)s::xid8
+"""  # noqa: S608 - columns of this file
+# And all that users did who were erased since: also above `until`, for it may have been stored below.
+_NEW_AND_ERASED = f"""
+    {_NEW} UNION ALL
+    SELECT {_RETRACTED} FROM retractions WHERE stored_xid < %(until)s::xid8 AND xid >= %(since)s::xid8
 """  # noqa: S608 - columns of this file
 _AS_OF = f"""
     SELECT {_STORED} FROM interactions WHERE xid < %(until)s::xid8 AND {{only}}
@@ -89,13 +85,15 @@ class Horizon(NamedTuple):
 
     until:  everything below is over, and of what lies between there are not too many to take in one go
     latest: the same without the second
-    fresh:  whether there is anything to be read
+    fresh:  whether anything is new up to `latest`
+    erased: whether anything was erased
     retractions_from: retractions below are pruned
     """
 
     until: int
     latest: int
     fresh: bool
+    erased: bool
     retractions_from: int
 
 
@@ -103,12 +101,18 @@ def look(db: Connection, since: int, *, rows: int = ROWS_PER_STEP) -> Horizon:
     """What there is at or above the mark `since`. One transaction with more than `rows` is taken whole."""
     found = db.exec_driver_sql(_LOOK, {"since": str(since), "rows": rows}).one()
     until = found.until if found.cut is None else max(found.cut, since + 1)
-    return Horizon(until, found.until, found.fresh, found.retractions_from)
+    return Horizon(until, found.until, found.fresh, found.erased, found.retractions_from)
 
 
-def changes(db: Connection, weights: Mapping[str, float], state: LiveState, *, since: int, until: int) -> Changes:
-    """What turns a state as of `since` into one as of `until`. db: a transaction whose snapshot does not move."""
-    rows = copy_out(db, _CHANGED, _marks(since, until), _ROW)
+def changes(db: Connection, weights: Mapping[str, float], state: LiveState, horizon: Horizon, *, since: int) -> Changes:
+    """What turns a state as of `since` into one as of `horizon.until`.
+
+    db: the transaction that `horizon` was seen in; its snapshot must not move.
+    """
+    if not (horizon.fresh or horizon.erased):
+        return Changes()
+    until = horizon.until
+    rows = copy_out(db, _NEW_AND_ERASED if horizon.erased else _NEW, _marks(since, until), _ROW)
     before = (rows["stored"] < since) & (rows["erased"] >= since)
     after = (rows["stored"] < until) & (rows["erased"] >= until)
     counted = changes_between(_events(rows, weights, before, after))
