@@ -46,7 +46,7 @@ def fit_blend(
     seed: int,
     progress: Progress,
 ) -> Blend:
-    """Learn the ranker on the later half of the dataset, and give it the sources fitted on all of it.
+    """Learn the ranker on the later part of the dataset, and give it the sources fitted on all of it.
 
     fitted: live counts and the personal sources, by name, fitted on the whole dataset
     refit:  fits the same ones on an earlier part
@@ -63,8 +63,13 @@ def fit_blend(
         lessons += _lessons(dataset, split, student, MOST_CHOICES // len(splits), watch)
     progress("blend: weighing the opinions", 0.8)
     blend = _student(dataset, fitted, seed)
-    if sum(lesson.is_found for lesson in lessons) >= FEWEST_CHOICES:
-        blend = _taught(blend, lessons, seed)
+    n_held_out = max(round(len(lessons) * HELD_OUT), 1)
+    # Where the right answer is not among the candidates there is nothing to tell apart: learning from those too, with
+    # random items for the rest, ranked 2 to 8 % worse on later choices.
+    learned = [lesson for lesson in lessons[:-n_held_out] if lesson.is_found]
+    if len(learned) >= FEWEST_CHOICES:
+        taught = replace(blend, ranker=fit_listwise(_stacked(learned), seed=seed))
+        blend = replace(taught, chosen=_figures(taught, lessons[-n_held_out:]) | {"choices": len(learned)})
     progress("blend: done", 1.0)
     return blend
 
@@ -146,15 +151,6 @@ def _candidates(shown: Scores) -> NDArray[np.int64]:
     best: NDArray[np.int64] = np.unique(np.argpartition(-shown, depth - 1, axis=1)[:, :depth])
     found: NDArray[np.int64] = best[np.isfinite(shown[0, best])]
     return found
-
-
-def _taught(blend: Blend, lessons: Sequence[_Lesson], seed: int) -> Blend:
-    n_held_out = max(round(len(lessons) * HELD_OUT), 1)
-    # Where the right answer is not among the candidates there is nothing to tell apart: learning from those too, with
-    # random items for the rest, ranked 2 to 8 % worse on later choices.
-    learned = [lesson for lesson in lessons[:-n_held_out] if lesson.is_found]
-    taught = replace(blend, ranker=fit_listwise(_stacked(learned), seed=seed))
-    return replace(taught, chosen=_figures(taught, lessons[-n_held_out:]) | {"choices": len(learned)})
 
 
 def _stacked(lessons: Sequence[_Lesson]) -> Choices:
