@@ -102,9 +102,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("als_hybrid", _als_hybrid, lambda p, a, _: AlsHybrid.from_parts(p, a)),
         Recipe("content_profile", _content_profile, lambda p, a, _: ContentProfile.from_parts(p, a)),
         Recipe("content_clusters", _content_clusters, lambda p, a, _: ContentClusters.from_parts(p, a)),
-        Recipe(
-            "blend", _blend, Blend.from_parts, needs=("live_counts", "item_similarity", "als_hybrid", "content_profile")
-        ),
+        Recipe("blend", _blend, Blend.from_parts, needs=BLENDED),
     )
 }
 """In the order in which they are fitted: a recipe comes after those it needs."""

@@ -96,7 +96,7 @@ def history(liked: tuple[int, ...] = (), disliked: tuple[int, ...] = ()) -> Hist
     signs = np.where(np.arange(n) < n_liked, 1, -1).astype(np.int8)
     read_only = History(
         np.array(liked + disliked, np.int32), signs.astype(np.float32), signs,
-        NOW - 3600.0 * np.arange(n, 0, -1),
+        NOW - 3600.0 * np.arange(n, 0, -1, np.float64),
     )  # fmt: skip
     for array in (read_only.positions, read_only.weights, read_only.signs, read_only.timestamps):
         array.setflags(write=False)
@@ -112,7 +112,7 @@ def live_visits(*trails: tuple[int, ...]) -> LiveState:
     visits = sorted((place, user, item) for user, trail in enumerate(trails) for place, item in enumerate(trail))
     places, users, items = (np.array(column, np.int32) for column in zip(*visits, strict=True))
     state = LiveState()
-    state.fold(DayLedger().changes(users, items, np.ones(len(users)), NOW - 3_600 + 60.0 * places))
+    state.fold(DayLedger().changes(users, items, np.ones(len(users)), NOW - 3_600 + 60 * places.astype(np.float64)))
     return state
 
 

@@ -19,7 +19,7 @@ def dataset(*done: tuple[int, int, float]) -> Dataset:
         Interactions(
             users.astype(np.int32), items.astype(np.int32), weights.astype(np.float32),
             np.sign(weights).astype(np.int8), np.full(len(done), np.nan, np.float32),
-            NOW + 3_600.0 * np.arange(len(done)),
+            NOW + 3_600 * np.arange(len(done), dtype=np.float64),
         ),
         toy_items(),
         n_users=int(users.max()) + 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def choices(n: int = 12, m: int = 6, seed: int = 0) -> Choices:
     """Candidates at random, the last ones of some rows padded; nothing is to be learned from them."""
     rng = np.random.default_rng(seed)
     offered = np.arange(m) < rng.integers(2, m + 1, n)[:, None]
-    features = rng.normal([[1], [-2], [5]], [[1], [3], [0.5]], (n, F, m)).astype(np.float32)
+    features = rng.normal(np.array([[1], [-2], [5]]), np.array([[1], [3], [0.5]]), (n, F, m)).astype(np.float32)
     return Choices(features * offered[:, None], offered, rng.normal(3, 2, (n, C)).astype(np.float32))
 
 
@@ -34,7 +35,8 @@ def weights(seed: int = 1) -> _Weights:
     """No weight is zero, so that every path carries a gradient; float64, so that differences mean something."""
     drawn = _first_weights(np.random.default_rng(seed), F, C, H)
     rng = np.random.default_rng(seed + 1)
-    return _Weights(*(array + rng.normal(0, 0.3, array.shape) for array in drawn.arrays()))
+    moved: list[Any] = [array + rng.normal(0, 0.3, array.shape) for array in drawn.arrays()]
+    return _Weights(*moved)
 
 
 def plain_loss(learned: _Weights, given: Choices) -> float:
@@ -75,7 +77,7 @@ def test_with_the_scale_folded_in_differences_of_scores_are_the_same() -> None:
     scale = _Scale.of(given)
     ranker, scaled = scale.folded_into(learned), scale.applied(given, np.arange(len(given)))
     anywhere = np.array([[-99] * C, [99] * C], np.float32)
-    on_scaled = ListwiseRanker(*(array.astype(np.float32) for array in learned.arrays()), anywhere)
+    on_scaled = ListwiseRanker(*[array.astype(np.float32) for array in learned.arrays()], met=anywhere)
     for row in range(len(given)):
         here = given.offered[row]
         plain = ranker.scores(given.features[row][:, here], given.contexts[row])
@@ -108,7 +110,7 @@ def test_effects_are_the_derivative() -> None:
     assert len(np.unique(effects.round(3), axis=1).T) > 3
 
 
-def taken(features: NDArray[np.float32], utility: NDArray[np.float32], contexts: NDArray[np.float32]) -> Choices:
+def taken(features: NDArray[Any], utility: NDArray[Any], contexts: NDArray[Any]) -> Choices:
     """Of each row, the candidate of the highest utility was chosen: it is put first."""
     order = np.argsort(-utility, axis=1)
     ordered = np.take_along_axis(features, order[:, None], axis=2)

@@ -21,7 +21,7 @@ class TestContentProfile(RecommenderContract):
 
 @pytest.fixture
 def fitted() -> ContentProfile:
-    return fit_content_profile(np.eye(4, dtype=np.float32) * [[1], [2], [3], [0]], progress=unwatched)
+    return fit_content_profile(np.diag(np.array([1, 2, 3, 0], np.float32)), progress=unwatched)
 
 
 def test_the_score_is_the_cosine_with_the_items_that_count_less_the_older(fitted: ContentProfile) -> None:
