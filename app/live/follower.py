@@ -165,8 +165,9 @@ class LiveFollower:
             db = self._connection()
             with db.begin():
                 horizon = log.look(db, self.watermark)
-                if not min(horizon.retractions_from, horizon.latest) <= self.watermark <= horizon.latest:
-                    # It slept until what it needs was pruned, or the database was restored from a dump.
+                is_pruned = self.watermark < horizon.retractions_from <= horizon.latest
+                if is_pruned or self.watermark > horizon.latest:
+                    # It slept until what it needs was pruned, or the database is a restored one, younger than this.
                     self._is_loaded = False
                     self._load_in(db)
                     continue

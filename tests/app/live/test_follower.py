@@ -6,21 +6,25 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 
+from app import telemetry
 from app.feedback.ingest import Ingest
 from app.live import log
 from app.live.check import differences
 from app.live.follower import LiveFollower
 from app.live.log import recount
 from app.settings import Settings
+from app.storage.database import open_engine
 from models.live.state import LiveState
 from tests.app.live.conftest import Follow, an_event, row_of, user_row_of
 
+ARCHITECTURE = (Path(__file__).parents[3] / "docs" / "architecture.md").read_text("utf-8")
 Erase = Callable[[str], object]
 DAY = timedelta(days=1)
 
@@ -170,6 +174,30 @@ def test_it_survives_that_postgres_goes_away(engine: Engine, ingest: Ingest, fol
     assert caught_up(engine, follower).totals().tolist() == [3.0]
 
 
+def test_without_postgres_it_says_how_far_behind_it_is_and_ends_when_told_to(settings: Settings) -> None:
+    errors = telemetry.DEPENDENCY_ERRORS.labels("postgres")
+    before = errors._value.get()
+    engine = open_engine("postgresql://segue@127.0.0.1:1/nowhere")
+    follower = LiveFollower(engine, settings)
+    assert not follower.caught_up(0.3)
+    assert follower.lag_seconds >= 0.3
+    assert errors._value.get() > before
+    follower.close()
+    assert not follower._thread.is_alive()
+    engine.dispose()
+
+
+def test_the_lag_is_small_while_all_is_well_and_what_is_folded_is_counted(
+    engine: Engine, ingest: Ingest, follow: Follow
+) -> None:
+    folded = telemetry.LIVE_EVENTS._value.get()
+    follower = follow()
+    ingest.submit_blocking([an_event("ann", "a"), an_event("ann", "b", "view"), an_event("ann", "c", "dislike")])
+    caught_up(engine, follower)
+    assert telemetry.LIVE_EVENTS._value.get() == folded + 2
+    assert 0 <= follower.lag_seconds < 5
+
+
 def test_a_restart_goes_on_from_the_checkpoint(
     engine: Engine, ingest: Ingest, follow: Follow, erase: Erase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +273,33 @@ def test_retractions_are_pruned_and_a_follower_that_slept_starts_from_the_checkp
         sleeper._wake.notify()
     caught_up(engine, sleeper)
     assert sleeper.state.totals().tolist() == [1.5, 1.5, 3.0]
+
+
+@pytest.mark.parametrize("tidy", [True, False])
+def test_a_database_restored_from_a_dump_counts_once_its_numbers_are_given_anew(
+    engine: Engine, ingest: Ingest, follow: Follow, tidy: bool
+) -> None:
+    """docs/architecture.md says how; the other cluster's transactions lie in this one's future.
+
+    tidy: before the service is started, or only once somebody remembers
+    """
+    ingest.submit_blocking([an_event("ann", "a"), an_event("bob", "a")])
+    follow().close()
+    with engine.begin() as db:
+        db.execute(text("update interactions set xid = '900000000000'"))
+        db.execute(text("update live_checkpoint set watermark = '900000000001', retractions_from = '900000000001'"))
+    if not tidy:
+        follower = follow()
+        assert follower.state.totals().tolist() == []
+        ingest.submit_blocking([an_event("ann", "b", ago=DAY)])
+    with engine.begin() as db:
+        for line in ARCHITECTURE.splitlines():
+            if line.startswith("    UPDATE ") or (tidy and line.startswith("    TRUNCATE ")):
+                db.execute(text(line))
+    if tidy:
+        follower = follow()
+        ingest.submit_blocking([an_event("ann", "b", ago=DAY)])
+    assert caught_up(engine, follower).totals().tolist() == [3.0, 1.5]
 
 
 @pytest.mark.parametrize("rows", [1, 3])
