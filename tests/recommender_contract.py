@@ -96,7 +96,7 @@ def history(liked: tuple[int, ...] = (), disliked: tuple[int, ...] = ()) -> Hist
     signs = np.where(np.arange(n) < n_liked, 1, -1).astype(np.int8)
     read_only = History(
         np.array(liked + disliked, np.int32), signs.astype(np.float32), signs,
-        NOW - 3600.0 * np.arange(n, 0, -1, np.float64),
+        NOW - 3600.0 * np.arange(n, 0, -1, dtype=np.float64),
     )  # fmt: skip
     for array in (read_only.positions, read_only.weights, read_only.signs, read_only.timestamps):
         array.setflags(write=False)
