@@ -77,7 +77,7 @@ def test_with_the_scale_folded_in_differences_of_scores_are_the_same() -> None:
     scale = _Scale.of(given)
     ranker, scaled = scale.folded_into(learned), scale.applied(given, np.arange(len(given)))
     anywhere = np.array([[-99] * C, [99] * C], np.float32)
-    on_scaled = ListwiseRanker(*[array.astype(np.float32) for array in learned.arrays()], met=anywhere)
+    on_scaled = ListwiseRanker(*[array.astype(np.float32) for array in (*learned.arrays(), anywhere)])
     for row in range(len(given)):
         here = given.offered[row]
         plain = ranker.scores(given.features[row][:, here], given.contexts[row])
