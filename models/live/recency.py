@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,15 @@ Times = NDArray[np.float64]
 NOBODY = -1
 ONE_BY_ONE = 24
 """Up to so many meetings a loop beats the setting up of vectorised steps."""
+
+
+class Lists(NamedTuple):
+    """Some keys' lists: keys ascending, how long each is, and all of them one after the other."""
+
+    keys: NDArray[np.int64]
+    counts: NDArray[np.int32]
+    others: Others
+    times: Times
 
 
 class RecencyLists:
@@ -74,8 +83,26 @@ class RecencyLists:
             for key, other, time in zip(keys.tolist(), others.tolist(), times.tolist(), strict=True):
                 self.meet_one(key, other, time)
         else:
-            self._reserve(int(keys.max()) + 1)
-            self._meet_all(keys, others, times)
+            self.write(self.merged(keys, others, times))
+
+    def merged(self, keys: Others, others: Others, times: Times) -> Lists:
+        """The lists that change when these meet, as they are after it; changes none of them. For `write`."""
+        self._reserve(int(keys.max(initial=-1)) + 1)
+        new, others, times = self._late_enough(*_latest_per_pair(keys.astype(np.int64), others, times))
+        touched = np.unique(new)
+        held = self._lists(touched)
+        stays, comes = _newer(held, new, others, times)
+        of_list = np.repeat(np.arange(len(touched)), held.counts)
+        counts = np.bincount(of_list[stays], minlength=len(touched)).astype(np.int32)
+        held = Lists(touched, counts, held.others[stays], held.times[stays])
+        return _merged(held, new[comes], others[comes], times[comes], self.depth)
+
+    def write(self, lists: Lists) -> None:
+        """Sets lists; none may become shorter than it was."""
+        self._settle(lists.keys, lists.counts)
+        self._count[lists.keys] = lists.counts
+        places = self._places(lists.keys)
+        self._others[places], self._times[places] = lists.others, lists.times
 
     def drop(self, keys: Iterable[int]) -> None:
         """Empties the lists of these keys."""
@@ -115,7 +142,7 @@ class RecencyLists:
         keys = np.arange(first, first + len(counts))
         self._reserve(first + len(counts))
         self.drop(keys[self._count[keys] > 0].tolist())
-        self._write(keys[counts > 0], counts[counts > 0], parts["others"], parts["times"])
+        self.write(Lists(keys[counts > 0], counts[counts > 0], parts["others"], parts["times"]))
 
     def meet_one(self, key: int, other: int, time: float) -> None:
         """`meet` of a single pair."""
@@ -159,31 +186,18 @@ class RecencyLists:
             self._others[first + 1 : last + 1] = self._others[first:last]
             self._times[first + 1 : last + 1] = self._times[first:last]
 
-    def _meet_all(self, keys: Others, others: Others, times: Times) -> None:
-        touched = np.unique(keys).astype(np.int64)
-        places = self._places(touched)
-        keys = np.concatenate((np.repeat(touched, self._count[touched]), keys))
-        others = np.concatenate((self._others[places], others))
-        times = np.concatenate((self._times[places], times))
-        # A pair's latest time: sorted by pair, then by time, the last of each.
-        pairs = keys << 32 | others
-        order = np.lexsort((times, pairs))
-        pairs = pairs[order]
-        order = order[np.append(pairs[1:] != pairs[:-1], True)]
-        # The first `depth` of each key, newest first; a stable sort leaves ties in the order of others.
-        order = order[np.argsort(-times[order], kind="stable")]
-        order = order[np.argsort(keys[order], kind="stable")]
-        counts = np.bincount(np.searchsorted(touched, keys[order]), minlength=len(touched))
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-        order = order[rank < self.depth]
-        self._write(touched, np.minimum(counts, self.depth).astype(np.int32), others[order], times[order])
-
-    def _write(self, keys: NDArray[np.int64], counts: NDArray[np.int32], others: Others, times: Times) -> None:
-        """Sets lists, those of the keys one after the other; none becomes shorter than it was."""
-        self._settle(keys, counts)
-        self._count[keys] = counts
+    def _lists(self, keys: NDArray[np.int64]) -> Lists:
         places = self._places(keys)
-        self._others[places], self._times[places] = others, times
+        return Lists(keys, self._count[keys], self._others[places], self._times[places])
+
+    def _late_enough(
+        self, keys: NDArray[np.int64], others: Others, times: Times
+    ) -> tuple[NDArray[np.int64], Others, Times]:
+        """Without those that a full list has no room for."""
+        late = self._count[keys] < self.depth
+        full = np.flatnonzero(~late)
+        late[full] = times[full] >= self._times[self._start[keys[full]] + self.depth - 1]
+        return keys[late], others[late], times[late]
 
     def _places(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where in the flat arrays the lists of these keys lie, one list after the other."""
@@ -239,3 +253,63 @@ class RecencyLists:
             self._room = np.pad(self._room, (0, more))
             self._count = np.pad(self._count, (0, more))
         self._n = max(self._n, n)
+
+
+def _latest_per_pair(keys: NDArray[np.int64], others: Others, times: Times) -> tuple[NDArray[np.int64], Others, Times]:
+    """Each pair once, by its latest time; in the order of pairs."""
+    pairs = _pairs(keys, others)
+    order = np.lexsort((times, pairs))
+    pairs = pairs[order]
+    last = order[np.append(pairs[1:] != pairs[:-1], np.ones(min(len(pairs), 1), np.bool_))]
+    return keys[last], others[last], times[last]
+
+
+def _newer(
+    held: Lists, keys: NDArray[np.int64], others: Others, times: Times
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of what is held stays, and which of the new comes in, where a pair is on both sides: the later one.
+
+    keys, others, times: in the order of pairs, each once
+    """
+    stays, comes = np.ones(len(held.others), np.bool_), np.ones(len(keys), np.bool_)
+    pairs, held_pairs = _pairs(keys, others), _pairs(np.repeat(held.keys, held.counts), held.others)
+    place = np.minimum(pairs.searchsorted(held_pairs), max(len(pairs) - 1, 0))
+    both = np.flatnonzero(pairs[place] == held_pairs) if len(pairs) else np.empty(0, np.int64)
+    place = place[both]
+    is_later = times[place] > held.times[both]
+    stays[both[is_later]] = False
+    comes[place[~is_later]] = False
+    return stays, comes
+
+
+def _merged(held: Lists, keys: NDArray[np.int64], others: Others, times: Times, depth: int) -> Lists:
+    """The first `depth` of each list once the new ones are put in where they belong."""
+    order = np.lexsort((others, -times, keys))
+    keys, others, times = keys[order], others[order], times[order]
+    of_list = held.keys.searchsorted(keys)
+    ends = np.cumsum(held.counts, dtype=np.int64)
+    place = _ranked(held, (ends - held.counts)[of_list], ends[of_list], others, times)
+    merged_others = np.insert(held.others, place, others)
+    merged_times = np.insert(held.times, place, times)
+    counts = held.counts + np.bincount(of_list, minlength=len(held.keys))
+    rank = np.arange(len(merged_others)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = rank < depth
+    return Lists(held.keys, np.minimum(counts, depth).astype(np.int32), merged_others[first], merged_times[first])
+
+
+def _ranked(
+    held: Lists, low: NDArray[np.int64], high: NDArray[np.int64], others: Others, times: Times
+) -> NDArray[np.int64]:
+    """Where each (time, other) belongs in the flat lists between low and high: a binary search, for all at once."""
+    low, high = low.copy(), high.copy()
+    while (open_ := np.flatnonzero(low < high)).size:
+        middle = (low[open_] + high[open_]) // 2
+        time, other = held.times[middle], held.others[middle]
+        is_before = (time > times[open_]) | ((time == times[open_]) & (other < others[open_]))
+        low[open_] = np.where(is_before, middle + 1, low[open_])
+        high[open_] = np.where(is_before, high[open_], middle)
+    return low
+
+
+def _pairs(keys: NDArray[np.int64], others: Others) -> NDArray[np.int64]:
+    return keys << 32 | others

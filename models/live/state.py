@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from models.contracts import Positions, Scores
 from models.live.changes import Changes, DayLedger
 from models.live.counters import HALF_LIVES, DecayedCounters
+from models.live.recency import ONE_BY_ONE
 from models.live.trails import Trails
 
 __all__ = ["Changes", "DayLedger", "LiveState"]
@@ -56,13 +57,20 @@ class LiveState:
         return self._counters.newest
 
     def fold(self, changes: Changes) -> None:
-        """Takes the changes in; who asks meanwhile waits, and finds all of them or none."""
+        """Takes the changes in; who asks meanwhile finds all of them or none. From one thread at a time."""
+        visits = changes.visit_users, changes.visit_items, changes.visit_at
+        # The long part, unless something else has to happen before: then all of it while others wait.
+        is_plain = not len(changes.forgotten) and len(changes.visit_users) > ONE_BY_ONE
+        after = self._trails.after(*visits) if is_plain else None
         with self._lock:
             self._version += 1
             self._counters.add(changes.counted_items, changes.counted_masses, changes.counted_at)
+            if after is not None:
+                self._trails.write(after)
+                return
             if len(changes.forgotten):
                 self._trails.forget(changes.forgotten)
-            self._trails.visit(changes.visit_users, changes.visit_items, changes.visit_at)
+            self._trails.visit(*visits)
             for item, (users, timestamps) in changes.refilled.items():
                 self._trails.refill(item, users, timestamps)
 

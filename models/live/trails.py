@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.live.recency import NOBODY, ONE_BY_ONE, Others, RecencyLists, Times
+from models.live.recency import NOBODY, ONE_BY_ONE, Lists, Others, RecencyLists, Times
 
 TRAIL = 10
 """Items kept per user."""
@@ -37,16 +37,26 @@ class Trails:
     def visit(self, users: Others, items: Others, timestamps: Times) -> None:
         """The user came to the item, in unix seconds; any order, any batches, repeats too."""
         if len(users) > ONE_BY_ONE:
-            self._items_of.meet(users, items, timestamps)
-            self._users_of.meet(items, users, timestamps)
-            self._reserve()
-            np.maximum.at(self._last_at, items, timestamps)
+            self.write(self.after(users, items, timestamps))
             return
         for user, item, time in zip(users.tolist(), items.tolist(), timestamps.tolist(), strict=True):
             self._items_of.meet_one(user, item, time)
             self._users_of.meet_one(item, user, time)
             self._reserve()
             self._last_at[item] = max(self._last_at[item], time)
+
+    def after(self, users: Others, items: Others, timestamps: Times) -> tuple[Lists, Lists]:
+        """What these visits change, as it is then; for `write`, before which nothing else may change."""
+        return self._items_of.merged(users, items, timestamps), self._users_of.merged(items, users, timestamps)
+
+    def write(self, after: tuple[Lists, Lists]) -> None:
+        """Quick, compared with `after`."""
+        trails, visitors = after
+        self._items_of.write(trails)
+        self._users_of.write(visitors)
+        self._reserve()
+        firsts = np.cumsum(visitors.counts) - visitors.counts
+        self._last_at[visitors.keys] = visitors.times[firsts]
 
     def forget(self, users: Others) -> None:
         """The users never came. Lists that were full are short then, until `refill`; see `losing`."""
