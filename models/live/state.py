@@ -30,6 +30,8 @@ class LiveState:
         self._counters = DecayedCounters(half_lives, n_items)
         self._trails = Trails()
         self._version = 0
+        # As of which version, and what it was then.
+        self._newest = 0, -np.inf
 
     def __len__(self) -> int:
         """Items that are counted: one more than the highest seen."""
@@ -44,7 +46,9 @@ class LiveState:
     def newest(self) -> float:
         """Unix seconds of the newest event counted, -inf without any."""
         with self._lock:
-            return float(self._trails.last_at.max(initial=-np.inf))
+            if self._newest[0] != self._version:
+                self._newest = self._version, float(self._trails.last_at.max(initial=-np.inf))
+            return self._newest[1]
 
     @property
     def version(self) -> int:
