@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,8 @@ import pytest
 from tests.service.conftest import Service
 from tests.service.test_recommend import ids, recommend, send, someone
 
+Make = Callable[[str], str]
+
 
 def popular(service: Service, **asked: Any) -> dict[str, Any]:
     answer = service.client.get("/recommend/popular", params=asked)
@@ -20,10 +23,19 @@ def popular(service: Service, **asked: Any) -> dict[str, Any]:
     return found
 
 
-def an_item(service: Service, category: str) -> str:
-    item = f"item-{uuid4().hex}"
-    service.client.put(f"/items/{item}", json={"kind": "movie", "categories": [category]})
-    return item
+@pytest.fixture
+def an_item(a: Service) -> Iterator[Callable[[str], str]]:
+    """Makes items; they are gone afterwards, for all of a sudden they would be on top of every newcomer's list."""
+    items: list[str] = []
+
+    def make(category: str) -> str:
+        items.append(f"item-{uuid4().hex}")
+        a.client.put(f"/items/{items[-1]}", json={"kind": "movie", "categories": [category]})
+        return items[-1]
+
+    yield make
+    for item in items:
+        a.client.delete(f"/items/{item}")
 
 
 def viewed(item: str, days_ago: float) -> dict[str, Any]:
@@ -37,9 +49,9 @@ def counted(service: Service, *events: dict[str, Any]) -> None:
     recommend(service, someone(), min_watermark=watermark)
 
 
-def test_only_what_was_chosen_in_the_window_is_in_the_answer(a: Service) -> None:
+def test_only_what_was_chosen_in_the_window_is_in_the_answer(a: Service, an_item: Make) -> None:
     category = f"c-{uuid4().hex}"
-    now, yesterday, once = (an_item(a, category) for _ in range(3))
+    now, yesterday, once = (an_item(category) for _ in range(3))
     time.sleep(1)
     counted(a, viewed(now, 0.01), *(viewed(yesterday, 0.8) for _ in range(9)), *(viewed(once, 300) for _ in range(3)))
     assert ids(popular(a, window="1h", category=category)) == [now]
@@ -49,18 +61,18 @@ def test_only_what_was_chosen_in_the_window_is_in_the_answer(a: Service) -> None
     assert [shown["score"] for shown in everything["items"]] == pytest.approx([9 * 1.3, 3 * 1.3, 1.3], rel=1e-5)
 
 
-def test_newer_choices_weigh_more_in_a_window(a: Service) -> None:
+def test_newer_choices_weigh_more_in_a_window(a: Service, an_item: Make) -> None:
     category = f"c-{uuid4().hex}"
-    old, new = an_item(a, category), an_item(a, category)
+    old, new = an_item(category), an_item(category)
     time.sleep(1)
     counted(a, *(viewed(old, 6.5) for _ in range(4)), *(viewed(new, 0.1) for _ in range(3)))
     assert ids(popular(a, window="7d", category=category)) == [new, old]
     assert ids(popular(a, window="365d", category=category)) == [old, new]
 
 
-def test_an_empty_window_widens_and_says_so(a: Service) -> None:
+def test_an_empty_window_widens_and_says_so(a: Service, an_item: Make) -> None:
     category = f"c-{uuid4().hex}"
-    item = an_item(a, category)
+    item = an_item(category)
     time.sleep(1)
     assert popular(a, window="1h", category=category) == {"items": [], "next_cursor": None, "window": "all"}
     counted(a, viewed(item, 20))
@@ -69,9 +81,9 @@ def test_an_empty_window_widens_and_says_so(a: Service) -> None:
         assert (page["window"], ids(page)) == (answered, [item])
 
 
-def test_later_pages_go_on_in_the_window_that_answered(a: Service, b: Service) -> None:
+def test_later_pages_go_on_in_the_window_that_answered(a: Service, b: Service, an_item: Make) -> None:
     category = f"c-{uuid4().hex}"
-    items = [an_item(a, category) for _ in range(3)]
+    items = [an_item(category) for _ in range(3)]
     time.sleep(1)
     counted(a, *(viewed(item, 3) for item in items))
     first = popular(a, window="1h", category=category, limit=1)
@@ -86,9 +98,9 @@ def test_popular_pages(a: Service) -> None:
     assert ids(first) + ids(second) == ids(popular(a, window="all", limit=10))
 
 
-def test_each_process_counts_what_the_other_stored(a: Service, b: Service) -> None:
+def test_each_process_counts_what_the_other_stored(a: Service, b: Service, an_item: Make) -> None:
     category = f"c-{uuid4().hex}"
-    item = an_item(a, category)
+    item = an_item(category)
     time.sleep(1)
     watermark = send(a, viewed(item, 0.01))
     recommend(b, someone(), min_watermark=watermark)
