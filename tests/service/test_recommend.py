@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx
@@ -43,7 +44,9 @@ def established(both: tuple[Service, Service]) -> str:
     """A user who liked six popular films."""
     user = someone()
     popular = ids(recommend(both[0], someone(), limit=6))
-    send(both[0], *(like(user, item) for item in popular))
+    watermark = send(both[0], *(like(user, item) for item in popular))
+    for service in both:
+        recommend(service, user, min_watermark=watermark)
     return user
 
 
@@ -215,7 +218,7 @@ def test_pages_neither_repeat_nor_skip_and_may_come_from_either_process(
     a: Service, b: Service, established: str
 ) -> None:
     # Of one moment: from one to the next, counts decay, and close scores change places.
-    asked = {"limit": 30, "at": "2030-01-01T00:00:00Z"}
+    asked = {"limit": 30, "at": (datetime.now(UTC) + timedelta(minutes=1)).isoformat()}
     whole = ids(recommend(a, established, **asked | {"limit": 120}))
     page = recommend(a, established, **asked)
     paged = ids(page)
