@@ -32,7 +32,7 @@ LISTS = pytest.mark.parametrize("path", ENTRIES)
 def there(both: tuple[Service, Service], stores: Stores) -> Iterator[dict[str, Any]]:
     """Several entries in every list, and what its path and query have to name for them."""
     service, user = both[0], someone()
-    items = ids(recommend(service, someone(), limit=8))
+    items = ids(recommend(service, someone(), recommender="popularity", limit=8))
     send(service, *(like(user, item) for item in items))
     for item in items[:2]:
         service.client.put(f"/admin/blocks/{item}", json={})

@@ -37,9 +37,12 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def caught_up(engine: Engine, follower: LiveFollower) -> LiveState:
-    """The follower's state once it holds all that is committed now, equal to a recount."""
+    """The follower's state once it holds all that is committed now, equal to a recount.
+
+    Up to xmax, for xmin may lie before it: transactions of other databases hold it back.
+    """
     with engine.connect() as db:
-        horizon = db.execute(text("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint")).scalar_one()
+        horizon = db.execute(text("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint")).scalar_one()
     until(lambda: follower.watermark >= horizon)
     recounted, _ = recount(engine, Settings().feedback_weights)
     assert differences(follower.state, recounted) == []
