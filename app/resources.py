@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 
 from app import telemetry
+from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.ingest import Ingest
 from app.live.follower import LiveFollower
 from app.orphans import ending_with, serving_parent
@@ -64,14 +66,11 @@ class Resources:
     def keys(self) -> KeyRing:
         return self.inventories.current.keys
 
-    @property
-    def cache_version(self) -> str:
-        """The prefix of users' keys in Redis, as this worker knows it."""
-        return self.contexts.cache_version
-
     def publish_versions(self) -> None:
-        """After a commit that bumped a version: this worker and Redis have it before the answer goes out."""
-        self.inventories.refresh()
+        """After a commit that bumped a version: when this returns, no worker answers from the old one. Blocks."""
+        if not self.inventories.refresh():
+            # Redis can't tell the others; by then they have looked for themselves.
+            time.sleep(SETTLE_SECONDS)
 
     async def counted(self, xid: int, seconds: float) -> bool:
         """Whether, within so many seconds, what this transaction did is in the live signals and can be shown."""
@@ -145,7 +144,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             cache=cache,
             cache_sync=cache_sync,
             settings=settings,
-            cache_version=inventories.current.versions["cache"],
+            cache_version=inventories.cache_version,
         )
         pages = PageStore(cache, ttl_seconds=settings.cursor_ttl_seconds)
         stack.push_async_callback(pages.close)

@@ -8,8 +8,8 @@
   cache held or brings back from its disk is read again; if it fails at the clearing, a transaction of its own does.
 * The version is read again after the commit: had it changed, somebody may have built a view under the new one
   before the commit, so that one is cleared too.
-* Other workers learn of a new version within SETTLE_SECONDS. Nothing is acknowledged before that, else one of
-  them could answer from a view of the old version.
+* Nothing is acknowledged for SETTLE_SECONDS after a new version was found: until then another worker may answer
+  from a view of the old one (see cache_version).
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from sqlalchemy.exc import DBAPIError
 from app import telemetry
 from app.catalog import versions
 from app.errors import Unavailable
+from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.user_state import LEASE_SECONDS, view_key
 
 IDLE_SECONDS = 20
 """Postgres ends a transaction whose writer says nothing for this long, so none commits after its mark expired."""
-SETTLE_SECONDS = 1.5
-"""Within this time every worker has noticed a new version of the cache keys: they look each second."""
 KEYS_PER_CALL = 500
 """A script stops the server while it runs: about 1 ms for this many."""
 ERASURE_LOCK = 0x5E60E
@@ -47,13 +46,13 @@ logger = logging.getLogger(__name__)
 MARK = """
 for _, key in ipairs(KEYS) do
   redis.call('HSET', key, ARGV[1], ARGV[2], 'gen', ARGV[3])
-  redis.call('HDEL', key, 'view')
+  redis.call('HDEL', key, 'view', 'server')
   redis.call('EXPIRE', key, ARGV[4])
 end
 """
 CLEAR = """
 for _, key in ipairs(KEYS) do
-  redis.call('HDEL', key, ARGV[1], 'view')
+  redis.call('HDEL', key, ARGV[1], 'view', 'server')
   redis.call('HSET', key, 'gen', ARGV[2])
   redis.call('EXPIRE', key, ARGV[3])
 end
@@ -132,11 +131,12 @@ class ViewWriter:
         self._ttl = max(ttl_seconds, int(2 * LEASE_SECONDS))
         self._settle_seconds = settle_seconds
         self._version: str | None = None
-        self._settled_at = 0.0
+        # When the version was made it can't know: perhaps just now.
+        self._settled_at = time.monotonic() + settle_seconds
         self._cache_is_away = False
 
     def observe(self, version: str) -> None:
-        """Notes the version of the cache keys; a new one takes SETTLE_SECONDS to be known everywhere."""
+        """Notes the version of the cache keys; a new one is not known everywhere before `settle_seconds`."""
         if self._version not in (None, version):
             self._settled_at = time.monotonic() + self._settle_seconds
         self._version = version

@@ -24,7 +24,8 @@ from sqlalchemy import exc as database_errors
 
 from app.catalog import versions
 from app.errors import Invalid, SegueError, Unavailable
-from app.feedback.dirty_marks import SETTLE_SECONDS, OutcomeUnknown, ViewWriter
+from app.feedback.cache_version import SETTLE_SECONDS
+from app.feedback.dirty_marks import OutcomeUnknown, ViewWriter
 from app.feedback.event_log import store
 from app.feedback.events import Event, Receipt
 from app.settings import Settings

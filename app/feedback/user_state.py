@@ -3,13 +3,15 @@
 One hash per user, written by `dirty_marks` and by the rebuild here:
 
     view       what `user_view.encode` made
+    server     the Redis server whose generation the view was made for; another after each start
     gen        random; changes whenever the past may have changed
     d:<token>  unix time since when a transaction that changes the past is under way
 
-A reader takes the hash in one HGETALL. A view without live marks is exact. With a live mark the reader reads
-Postgres and leaves the cache alone; without a view it reads Postgres and installs what it read, provided that
-`gen` is still what it was before the reading. A mark older than LEASE_SECONDS belongs to a writer that died: its
-transaction was ended by Postgres long ago (`dirty_marks.IDLE_SECONDS`), so what Postgres holds is final.
+A reader takes the hash in one HGETALL. A view of this server without live marks is exact; one of another was brought
+back by a restart and counts as missing. With a live mark the reader reads Postgres and leaves the cache alone; without
+a view it reads Postgres and installs what it read, provided that `gen` is still what it was before the reading. A mark
+older than LEASE_SECONDS belongs to a writer that died: its transaction was ended by Postgres long ago
+(`dirty_marks.IDLE_SECONDS`), so what Postgres holds is final.
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ logger = logging.getLogger(__name__)
 
 
 class View(NamedTuple):
-    """What one HGETALL says: the view if it can be used, and what a rebuild needs to know if it can't."""
+    """What one HGETALL says: the view if it can be used, and what a rebuild needs to know if it can't.
+
+    server:      that answered
+    installable: no transaction on this user is under way, so a rebuilt view may be stored
+    """
 
     view: UserView | None
+    server: str
     generation: bytes | None
     installable: bool
-    """No transaction on this user is under way, so a rebuilt view may be stored."""
 
 
 def view_key(cache_version: str, user_id: str) -> str:
@@ -50,18 +56,22 @@ def view_key(cache_version: str, user_id: str) -> str:
     return f"segue:{cache_version}:u:{{{user_id}}}"
 
 
-def interpret(raw_hash: Mapping[bytes, bytes], now: float) -> View:
-    """Reads what HGETALL answered at `now` (unix seconds). Pure; bytes of another version count as missing."""
+def interpret(raw_hash: Mapping[bytes, bytes], server: str, now: float) -> View:
+    """Reads what HGETALL on this server answered at `now` (unix seconds). Pure; the unreadable counts as missing."""
     generation = raw_hash.get(b"gen")
     if any(name.startswith(MARK) and _is_live(since, now) for name, since in raw_hash.items()):
-        return View(None, generation, installable=False)
+        return View(None, server, generation, installable=False)
+    return View(_view_of(raw_hash, server), server, generation, installable=True)
+
+
+def _view_of(raw_hash: Mapping[bytes, bytes], server: str) -> UserView | None:
     encoded = raw_hash.get(b"view")
-    if not encoded:
-        return View(None, generation, installable=True)
+    if not encoded or raw_hash.get(b"server") != server.encode():
+        return None
     try:
-        return View(decode(encoded), generation, installable=True)
+        return decode(encoded)
     except ValueError:
-        return View(None, generation, installable=True)
+        return None
 
 
 def _is_live(since: bytes, now: float) -> bool:
@@ -69,25 +79,19 @@ def _is_live(since: bytes, now: float) -> bool:
 
 
 def rebuild(  # noqa: PLR0917 - what interpret answered, then what a thread needs
-    engine: Engine,
-    cache: Redis,
-    cache_version: str,
-    user_id: str,
-    generation: bytes | None,
-    installable: bool,
-    settings: Settings,
+    engine: Engine, cache: Redis, cache_version: str, user_id: str, found: View, settings: Settings
 ) -> UserView:
     """The user's past from Postgres, left in the cache for the next reader where that is safe. Blocks.
 
-    generation, installable: as `interpret` said. Raises sqlalchemy.exc.SQLAlchemyError when Postgres is away;
-    a failing cache is logged and nothing else.
+    found: what `interpret` said. Raises sqlalchemy.exc.SQLAlchemyError when Postgres is away; a failing cache is
+    logged and nothing else.
     """
     key = view_key(cache_version, user_id)
-    planted = _plant(cache, key, generation) if installable else None
+    planted = _plant(cache, key, found.generation) if found.installable else None
     with engine.connect() as db:
         view = load(db, user_id, settings)
     if planted is not None:
-        _install(cache, key, planted, view, settings.view_ttl_seconds)
+        _install(cache, key, planted, found.server, view, settings.view_ttl_seconds)
     return view
 
 
@@ -116,25 +120,25 @@ if redis.call('HGET', KEYS[1], 'gen') ~= ARGV[1] then return 0 end
 local fields = redis.call('HGETALL', KEYS[1])
 for i = 1, #fields, 2 do
   if string.sub(fields[i], 1, 2) == 'd:' then
-    if tonumber(ARGV[3]) - tonumber(fields[i + 1]) < tonumber(ARGV[4]) then return 0 end
+    if tonumber(ARGV[4]) - tonumber(fields[i + 1]) < tonumber(ARGV[5]) then return 0 end
     redis.call('HDEL', KEYS[1], fields[i])
   end
 end
-redis.call('HSET', KEYS[1], 'view', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('HSET', KEYS[1], 'view', ARGV[2], 'server', ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[6])
 return 1
 """
 
 
-def _install(cache: Redis, key: str, generation: bytes, view: UserView, ttl_seconds: int) -> bool:
+def _install(  # noqa: PLR0917 - the arguments of a script
+    cache: Redis, key: str, generation: bytes, server: str, view: UserView, ttl_seconds: int
+) -> bool:
+    arguments = generation, encode(view), server, repr(time.time()), repr(LEASE_SECONDS), str(ttl_seconds)
     try:
-        installed = cache.eval(
-            INSTALL, 1, key, generation, encode(view), repr(time.time()), repr(LEASE_SECONDS), str(ttl_seconds)
-        )
+        return bool(cache.eval(INSTALL, 1, key, *arguments))
     except (RedisError, OSError) as error:
         logger.warning("the cache did not answer, a user's view is not stored: %s", error)
         return False
-    return bool(installed)
 
 
 # The latest state of each item. Sign as in weights.sign_of (a test compares the two). What counts as a state is the

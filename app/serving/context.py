@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -16,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.feedback import user_state
+from app.feedback.cache_version import CacheVersion
 from app.feedback.user_state import UserView
 from app.settings import Settings
 from app.storage.redis import VERSIONS_KEY
@@ -34,7 +34,7 @@ class UserContext:
     """A user's past as this request sees it, and the versions that Redis knew at the same moment.
 
     view:     None where neither Redis nor Postgres could tell
-    versions: None where Redis could not tell
+    versions: None where Redis could not be asked, empty of names where it has none of its own life
     """
 
     user_id: str
@@ -47,7 +47,7 @@ class UserContext:
 
 
 class ContextReader:
-    """Reads contexts for one worker; keeps the prefix of the Redis keys up to date on the way."""
+    """Reads contexts for one worker; notes a later version of the Redis keys on the way."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class ContextReader:
         cache: redis.asyncio.Redis,
         cache_sync: redis.Redis,
         settings: Settings,
-        cache_version: str,
+        cache_version: CacheVersion,
     ) -> None:
         # A user is read in one statement, hence of one moment: a transaction around it would be two trips more.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -65,8 +65,8 @@ class ContextReader:
         self._settings = settings
         self._paused_until = 0.0
         self._postgres_paused_until = 0.0
-        self._loading: dict[tuple[str, str, bytes | None], asyncio.Task[UserView]] = {}
-        self.cache_version = cache_version
+        self._loading: dict[tuple[str, str, bytes], asyncio.Task[UserView]] = {}
+        self._cache_version = cache_version
 
     async def read(self, user_id: str) -> UserContext:
         """Never raises for a dependency: what is missing is None in the answer."""
@@ -81,7 +81,11 @@ class ContextReader:
         """The versions that Redis knows, for answers that need no user; None where Redis could not tell."""
         if time.monotonic() >= self._paused_until:
             try:
-                return _versions(await self._cache.hgetall(VERSIONS_KEY))
+                async with self._cache.pipeline(transaction=False) as pipe:
+                    pipe.client_getname()
+                    pipe.hgetall(VERSIONS_KEY)
+                    server, versions = await pipe.execute()
+                return _versions(versions, server)
             except (RedisError, OSError) as error:
                 self.pause_redis(error)
         return None
@@ -92,51 +96,48 @@ class ContextReader:
         self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
 
     async def _from_redis(self, user_id: str) -> UserContext:
-        versions, raw = await self._fetch(user_id)
-        prefix = versions.get("cache", self.cache_version)
-        if prefix != self.cache_version:
-            self.cache_version = prefix
-            versions, raw = await self._fetch(user_id)
-        view, generation, installable = user_state.interpret(raw, time.time())
-        if view is None:
-            view = await self._rebuilt(user_id, generation, installable)
-        else:
+        is_trusted = self._cache_version.is_trusted
+        versions, found = await self._fetch(user_id)
+        if self._cache_version.seen_in_cache(versions.get("cache")):
+            versions, found = await self._fetch(user_id)
+        if not is_trusted and (view := await self._from_postgres(user_id)) is not None:
+            return UserContext(user_id, view, versions)
+        if found.view is not None:
             telemetry.VIEW_READS.labels("redis").inc()
-        return UserContext(user_id, view, versions)
+            return UserContext(user_id, found.view, versions)
+        return UserContext(user_id, await self._rebuilt(user_id, found), versions)
 
-    async def _fetch(self, user_id: str) -> tuple[dict[str, str], dict[bytes, bytes]]:
+    async def _fetch(self, user_id: str) -> tuple[Mapping[str, str], user_state.View]:
         async with self._cache.pipeline(transaction=False) as pipe:
+            pipe.client_getname()
             pipe.hgetall(VERSIONS_KEY)
-            pipe.hgetall(user_state.view_key(self.cache_version, user_id))
-            versions, raw = await pipe.execute()
-        return _versions(versions), raw
+            pipe.hgetall(user_state.view_key(self._cache_version.current, user_id))
+            server, versions, raw = await pipe.execute()
+        return _versions(versions, server), user_state.interpret(raw, server, time.time())
 
-    async def _rebuilt(self, user_id: str, generation: bytes | None, installable: bool) -> UserView | None:
+    async def _rebuilt(self, user_id: str, found: user_state.View) -> UserView | None:
         """The view from Postgres, loaded once however many requests wait for it.
 
-        A load that began before the user's last event must not answer after it: the generation tells them apart.
+        A load that began before the user's last event must not answer after it: the generation tells them apart, and
+        without one nothing does.
         """
-        load = (self.cache_version, user_id, generation)
+        if time.monotonic() < self._postgres_paused_until:
+            return None
+        if found.generation is None:
+            return await self._in_time(asyncio.create_task(self._rebuild(user_id, found)))
+        load = (self._cache_version.current, user_id, found.generation)
         task = self._loading.get(load)
         if task is None:
-            if time.monotonic() < self._postgres_paused_until:
-                return None
-            task = asyncio.create_task(self._rebuild(user_id, generation, installable))
+            task = asyncio.create_task(self._rebuild(user_id, found))
             self._loading[load] = task
             task.add_done_callback(lambda _: self._loading.pop(load, None))
         return await self._in_time(task)
 
-    async def _rebuild(self, user_id: str, generation: bytes | None, installable: bool) -> UserView:
+    async def _rebuild(self, user_id: str, found: user_state.View) -> UserView:
         telemetry.VIEW_READS.labels("postgres").inc()
+        version = self._cache_version.current
         return await asyncio.to_thread(
-            user_state.rebuild,
-            self._engine,
-            self._cache_sync,
-            self.cache_version,
-            user_id,
-            generation,
-            installable,
-            self._settings,
+            user_state.rebuild, self._engine, self._cache_sync, version, user_id, found, self._settings
         )
 
     async def _from_postgres(self, user_id: str) -> UserView | None:
@@ -166,5 +167,7 @@ class ContextReader:
         self._postgres_paused_until = time.monotonic() + POSTGRES_PAUSE_SECONDS
 
 
-def _versions(raw: Mapping[Any, Any]) -> dict[str, str]:
-    return {name.decode(): version.decode() for name, version in raw.items()}
+def _versions(raw: Mapping[bytes, bytes], server: str) -> Mapping[str, str]:
+    """What another life of the server left is not looked at: it may be old."""
+    known = {name.decode(): version.decode() for name, version in raw.items()}
+    return known if known.get("server") == server else {"server": server}

@@ -21,6 +21,7 @@ from app.catalog import rules, snapshot, versions
 from app.catalog.content import load_item_table
 from app.catalog.rules import RulesSnapshot
 from app.catalog.snapshot import CatalogSnapshot
+from app.feedback.cache_version import CacheVersion
 from app.live.snapshot import PositionedSignals
 from app.serving.fallback import release_without_models
 from app.serving.model_host import ModelHost, ServedRelease
@@ -99,25 +100,28 @@ class InventoryHost:
         self._cache = cache
         self._settings = settings
         self._lock = threading.Lock()
-        self._catching_up: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[bool] | None = None
+        self._overdue: asyncio.Task[bool] | None = None
         self._settled: Mapping[str, str] = {}
         self._paused_until = 0.0
+        looked_at = time.monotonic()
         with engine.connect() as db:
             self.models = ModelHost(settings.releases_dir, database_id(db))
             self.current = self._loaded(db)
+        self.cache_version = CacheVersion(self.current.versions["cache"], looked_at)
         self._publish()
 
     async def caught_up(self, known: Mapping[str, str] | None) -> Inventory:
         """The current inventory, loaded again first where Redis knows newer rules or deletions.
 
-        known: versions that came with the user's context; None where Redis is away (the refresher then
-        looks into Postgres itself, every `refresh_seconds`)
-        Where Postgres does not answer, the last inventory serves, and says that it is stale.
+        known: versions that came with the user's context; None where Redis is away
+        Whatever Redis says, Postgres was looked at a moment ago, by the refresher or by this request. Where it does not
+        answer, the last inventory serves, and says that it is stale where Redis knows of something newer.
         """
-        if known is None or known == self._settled or not self.current.is_behind(known):
+        if self._is_good_for(known):
             return self.current
-        if time.monotonic() < self._paused_until:
-            return replace(self.current, is_stale=True)
+        if self._is_hopeless():
+            return self._last_for(known)
         try:
             async with asyncio.timeout(CATCH_UP_SECONDS):
                 await self._catch_up(known)
@@ -125,15 +129,31 @@ class InventoryHost:
             telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
             log.warning("Postgres: %s; answering from the last inventory", error or "no answer in time")
             self._paused_until = time.monotonic() + PAUSE_SECONDS
-            return replace(self.current, is_stale=True)
-        self._settled = known
+            self._overdue = self._catching_up
+            return self._last_for(known)
+        if known is not None:
+            self._settled = known
         return self.current
 
-    async def _catch_up(self, known: Mapping[str, str]) -> None:
+    def _is_good_for(self, known: Mapping[str, str] | None) -> bool:
+        return self.cache_version.is_trusted and not self._is_behind(known)
+
+    def _is_behind(self, known: Mapping[str, str] | None) -> bool:
+        return known is not None and known != self._settled and self.current.is_behind(known)
+
+    def _is_hopeless(self) -> bool:
+        """Whether Postgres failed a moment ago, or still owes the answer for which a request lost its patience."""
+        is_overdue = self._overdue is not None and not self._overdue.done()
+        return is_overdue or time.monotonic() < self._paused_until
+
+    def _last_for(self, known: Mapping[str, str] | None) -> Inventory:
+        return replace(self.current, is_stale=True) if self._is_behind(known) else self.current
+
+    async def _catch_up(self, known: Mapping[str, str] | None) -> None:
         """A refresh that is under way may have looked before the change that `known` tells of: then one more."""
         if self._catching_up is not None and not self._catching_up.done():
             await asyncio.shield(self._catching_up)
-            if not self.current.is_behind(known):
+            if self._is_good_for(known):
                 return
         if self._catching_up is None or self._catching_up.done():
             self._catching_up = asyncio.create_task(asyncio.to_thread(self.refresh))
@@ -141,12 +161,14 @@ class InventoryHost:
             self._catching_up.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(self._catching_up)
 
-    def refresh(self) -> None:
-        """Brings everything up to date from Postgres and the releases folder, then tells Redis."""
+    def refresh(self) -> bool:
+        """Brings everything up to date from Postgres and the releases folder; whether Redis was told, too."""
         with self._lock:
+            looked_at = time.monotonic()
             with self._engine.connect() as db:
                 self.current = self._loaded(db)
-            self._publish()
+            self.cache_version.seen_in_postgres(self.current.versions["cache"], looked_at)
+            return self._publish()
 
     def _loaded(self, db: Connection) -> Inventory:
         old: Inventory | None = getattr(self, "current", None)
@@ -174,9 +196,11 @@ class InventoryHost:
         unknown = changed[catalog.exists[changed] & ~served.fitted_on(changed)]
         return served.with_new_items(unknown, load_item_table(db, unknown)) if len(unknown) else served
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
         try:
             publish_versions(self._cache, self.current.versions)
         except (RedisError, OSError) as error:
             telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
             log.debug("versions are not copied to Redis: %s", error)
+            return False
+        return True

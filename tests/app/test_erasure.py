@@ -118,7 +118,7 @@ def test_an_odd_id_is_erased_too(engine: Engine, ingest: Ingest, erase: Erase) -
 def test_the_cache_forgets(engine: Engine, cache: redis.Redis, erase: Erase) -> None:
     with engine.connect() as db:
         version = versions.read(db)["cache"]
-    user_state.rebuild(engine, cache, version, "ann", None, True, Settings())
+    user_state.rebuild(engine, cache, version, "ann", user_state.View(None, "server", None, True), Settings())
     assert cache.keys("*{ann}*")
     erase("ann")
     assert not cache.keys("*{ann}*")

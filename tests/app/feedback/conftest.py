@@ -16,6 +16,7 @@ from app.feedback import user_state
 from app.feedback.ingest import Ingest
 from app.feedback.user_state import UserView, view_key
 from app.settings import Settings
+from tests.app.feedback.examples import A_SERVER
 
 
 @pytest.fixture
@@ -44,10 +45,10 @@ def read_view(engine: Engine, cache: redis.Redis, settings: Settings) -> Callabl
         with engine.connect() as db:
             version = versions.read(db)["cache"]
         raw = cache.hgetall(user_state.view_key(version, user_id))
-        found = user_state.interpret(raw, time.time())
+        found = user_state.interpret(raw, A_SERVER, time.time())
         if found.view is not None:
             return found.view
-        return user_state.rebuild(engine, cache, version, user_id, found.generation, found.installable, settings)
+        return user_state.rebuild(engine, cache, version, user_id, found, settings)
 
     return read
 

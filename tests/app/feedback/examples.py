@@ -8,6 +8,7 @@ from uuid import uuid4
 from app.feedback.events import Event
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+A_SERVER = "the run id of a Redis server"
 
 
 def an_event(

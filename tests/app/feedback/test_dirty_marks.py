@@ -18,7 +18,7 @@ from app.feedback.ingest import Ingest
 from app.feedback.user_state import UserView, interpret
 from app.settings import Settings
 from app.storage.database import open_engine
-from tests.app.feedback.examples import an_event
+from tests.app.feedback.examples import A_SERVER, an_event
 from tests.app.feedback.writers import Crash, away, change, crash
 
 ReadView = Callable[[str], UserView]
@@ -35,7 +35,7 @@ class TestReadYourWrites:
     ) -> None:
         ingest.submit_blocking([an_event("ann")])
         read_view("ann")
-        found = interpret(cache.hgetall(key()), time.time())
+        found = interpret(cache.hgetall(key()), A_SERVER, time.time())
         assert found.view is not None
         assert found.view.interactions == 1
         assert 0 < cache.ttl(key()) <= Settings().view_ttl_seconds
@@ -90,7 +90,7 @@ class TestCrash:
         [mark] = [name for name in cache.hgetall(key()) if name.startswith(b"d:")]
         cache.hset(key(), mark, str(time.time() - user_state.LEASE_SECONDS - 1))
         read_view("ann")
-        assert set(cache.hgetall(key())) == {b"gen", b"view"}
+        assert set(cache.hgetall(key())) == {b"gen", b"view", b"server"}
 
     def test_a_writer_that_sleeps_past_its_lease_cannot_commit(
         self, engine: Engine, cache: redis.Redis, read_view: ReadView, monkeypatch: pytest.MonkeyPatch

@@ -95,7 +95,9 @@ class TestRaces:
         def rebuild_then_commit(connection: object) -> None:
             monkeypatch.setattr(engine.dialect, "do_commit", commit)
             monkeypatch.setattr(user_state, "_plant", lambda cache, key, _: plant(cache, key, None))
-            monkeypatch.setattr(user_state, "interpret", lambda *_: user_state.View(None, None, True))
+            monkeypatch.setattr(
+                user_state, "interpret", lambda _, server, __: user_state.View(None, server, None, True)
+            )
             read_view("ann")
             commit(connection)
 

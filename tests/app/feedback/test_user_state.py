@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -123,20 +124,20 @@ class TestBounds:
 
 
 class TestInterpret:
-    VIEW = encode(UserView.empty())
+    HASH: ClassVar = {b"view": encode(UserView.empty()), b"server": b"s", b"gen": b"g"}
 
     def test_a_view_without_marks_is_used(self) -> None:
-        found = interpret({b"view": self.VIEW, b"gen": b"g"}, 100.0)
-        assert found.view is not None
+        assert interpret(self.HASH, "s", 100.0).view is not None
 
     def test_a_live_mark_forbids_reading_and_installing(self) -> None:
-        found = interpret({b"view": self.VIEW, b"gen": b"g", b"d:x": b"41.0"}, 100.0)
-        assert found == (None, b"g", False)
+        assert interpret({**self.HASH, b"d:x": b"41.0"}, "s", 100.0) == (None, "s", b"g", False)
 
     def test_a_mark_past_its_lease_is_ignored(self) -> None:
-        found = interpret({b"view": self.VIEW, b"gen": b"g", b"d:x": b"40.0"}, 100.0)
-        assert found.view is not None
+        assert interpret({**self.HASH, b"d:x": b"40.0"}, "s", 100.0).view is not None
+
+    def test_what_a_restart_brought_back_is_to_be_rebuilt(self) -> None:
+        assert interpret(self.HASH, "another", 100.0) == (None, "another", b"g", True)
 
     @pytest.mark.parametrize("raw", [{}, {b"gen": b"g"}, {b"view": b""}, {b"view": b"\x63junk"}])
     def test_a_missing_or_foreign_view_is_to_be_rebuilt(self, raw: dict[bytes, bytes]) -> None:
-        assert interpret(raw, 100.0) == (None, raw.get(b"gen"), True)
+        assert interpret({b"server": b"s", **raw}, "s", 100.0) == (None, "s", raw.get(b"gen"), True)

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from app.catalog import versions
+from app.feedback import cache_version
 from app.serving import inventory
 from app.serving.inventory import InventoryHost
 from app.settings import Settings
@@ -79,6 +80,37 @@ def test_without_an_answer_in_time_the_last_inventory_serves(
     monkeypatch.setattr(inventory, "CATCH_UP_SECONDS", 0.05)
     monkeypatch.setattr(host, "refresh", lambda: time.sleep(0.5))
     assert asyncio.run(host.caught_up(changed_rules(engine))).is_stale
+
+
+def test_who_has_not_looked_lately_looks_before_answering(
+    host: InventoryHost, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis was away when the rules changed, so it tells nothing of it."""
+    rules = changed_rules(engine)["rules"]
+    assert asyncio.run(host.caught_up(None)).versions["rules"] != rules
+    monkeypatch.setattr(cache_version, "TRUST_SECONDS", 0.0)
+    assert asyncio.run(host.caught_up(None)).versions["rules"] == rules
+
+
+def test_what_owes_an_answer_is_waited_for_once(host: InventoryHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def hang() -> bool:
+        asked.append(1)
+        time.sleep(0.5)
+        return True
+
+    monkeypatch.setattr(cache_version, "TRUST_SECONDS", 0.0)
+    monkeypatch.setattr(inventory, "CATCH_UP_SECONDS", 0.05)
+    monkeypatch.setattr(inventory, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(host, "refresh", hang)
+
+    async def scenario() -> None:
+        for _ in range(5):
+            assert not (await host.caught_up(None)).is_stale
+
+    asyncio.run(scenario())
+    assert len(asked) == 1
 
 
 def test_a_key_is_known_after_it_was_made_and_unknown_after_it_was_revoked(host: InventoryHost, engine: Engine) -> None:

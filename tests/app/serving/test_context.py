@@ -1,0 +1,181 @@
+"""A user's past as a request gets it: never older than what was acknowledged, whatever Redis says."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import redis
+from redis.exceptions import RedisError
+from sqlalchemy import Engine
+
+from app.catalog import versions
+from app.feedback.cache_version import TRUST_SECONDS, CacheVersion
+from app.feedback.ingest import Ingest
+from app.serving.context import ContextReader, UserContext
+from app.serving.inventory import InventoryHost
+from app.settings import Settings
+from app.storage.embedded.valkey import Valkey
+from app.storage.redis import open_async, open_sync, publish_versions
+from models.live.state import LiveState
+from tests.app.feedback.examples import an_event
+
+Read = Callable[[CacheVersion], UserContext]
+
+
+class Server:
+    """A Valkey that writes its data down when it is told to, and forgets the rest when it is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        valkey = Valkey(folder, folder)
+        valkey.prepare(0)
+        self.url = valkey.url
+        self._command = [*valkey.command(), "--appendonly", "no"]
+        self._running = self._started()
+
+    def remember(self) -> None:
+        with redis.Redis.from_url(self.url) as client:
+            client.save()
+
+    def restart(self) -> None:
+        self.kill()
+        self._running = self._started()
+
+    def kill(self) -> None:
+        self._running.kill()
+        self._running.wait()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        running = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        with redis.Redis.from_url(self.url) as client:
+            while time.monotonic() < deadline:
+                with suppress(RedisError):
+                    client.ping()
+                    return running
+                time.sleep(0.02)
+        raise AssertionError("Valkey did not start")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("valkey"))
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def cache(server: Server) -> Iterator[redis.Redis]:
+    with open_sync(server.url, timeout_seconds=5) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def ingest(engine: Engine, cache: redis.Redis) -> Iterator[Ingest]:
+    opened = Ingest(engine, cache, Settings(), settle_seconds=0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def read(engine: Engine, server: Server, cache: redis.Redis) -> Read:
+    """Ann's context, as a process reads it that knows this of the version."""
+
+    def reading(version: CacheVersion) -> UserContext:
+        async def once() -> UserContext:
+            client = open_async(server.url, timeout_seconds=5)
+            reader = ContextReader(
+                engine=engine, cache=client, cache_sync=cache, settings=Settings(), cache_version=version
+            )
+            try:
+                return await reader.read("ann")
+            finally:
+                await client.aclose()
+
+        return asyncio.run(once())
+
+    return reading
+
+
+def known_now(engine: Engine, *, seconds_ago: float = 0.0) -> CacheVersion:
+    with engine.connect() as db:
+        return CacheVersion(versions.read(db)["cache"], time.monotonic() - seconds_ago)
+
+
+def interactions(context: UserContext) -> int:
+    assert context.view is not None
+    return context.view.interactions
+
+
+def test_what_a_restart_brings_back_is_not_believed(
+    server: Server, engine: Engine, ingest: Ingest, cache: redis.Redis, read: Read
+) -> None:
+    assert interactions(read(known_now(engine))) == 0
+    server.remember()
+    ingest.submit_blocking([an_event("ann")])
+    server.restart()
+    assert any(b"view" in cache.hgetall(key) for key in cache.keys("*{ann}*")), "the old view is back"
+
+    assert interactions(read(known_now(engine))) == 1
+    assert interactions(read(known_now(engine))) == 1
+
+
+@pytest.mark.parametrize("seconds_ago", [0.0, TRUST_SECONDS + 1])
+def test_who_has_not_looked_for_a_while_asks_postgres(
+    engine: Engine, ingest: Ingest, cache: redis.Redis, read: Read, seconds_ago: float
+) -> None:
+    """Redis fails for the writer, who gives the keys another name; the reader could not look since."""
+    read(before := known_now(engine, seconds_ago=seconds_ago))
+    with engine.begin() as db:
+        versions.bump(db, "cache")
+    ingest.submit_blocking([an_event("ann")])
+
+    assert interactions(read(before)) == (1 if seconds_ago else 0), "what it trusts decides, and nothing else"
+    assert interactions(read(known_now(engine))) == 1
+
+
+def test_a_copy_older_than_what_the_process_knows_is_not_followed(
+    engine: Engine, ingest: Ingest, cache: redis.Redis, read: Read
+) -> None:
+    read(known_now(engine))
+    with engine.begin() as db:
+        publish_versions(cache, versions.read(db))
+        versions.bump(db, "cache")
+    ingest.submit_blocking([an_event("ann")])
+
+    assert interactions(read(known_now(engine))) == 1
+
+
+def test_a_later_copy_is_followed(engine: Engine, ingest: Ingest, cache: redis.Redis, read: Read) -> None:
+    read(before := known_now(engine))
+    with engine.begin() as db:
+        versions.bump(db, "cache")
+        later = versions.read(db)
+    publish_versions(cache, later)
+    ingest.submit_blocking([an_event("ann")])
+
+    assert interactions(read(before)) == 1
+    assert before.current == later["cache"]
+
+
+def test_rules_that_a_restart_brings_back_are_looked_up(
+    server: Server, engine: Engine, cache: redis.Redis, read: Read, tmp_path: Path
+) -> None:
+    host = InventoryHost(engine, cache, Settings(data_dir=tmp_path), LiveState())
+    assert not host.current.is_behind(read(host.cache_version).versions or {})
+    server.remember()
+    with engine.begin() as db:
+        versions.bump(db, "rules")
+        block = versions.read(db)
+    publish_versions(cache, block)
+    server.restart()
+
+    context = read(host.cache_version)
+    assert asyncio.run(host.caught_up(context.versions)).versions["rules"] == block["rules"]
+    assert read(host.cache_version).versions == {**block, "server": (context.versions or {})["server"]}
