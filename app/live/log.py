@@ -76,7 +76,6 @@ _AS_OF = f"""
     WHERE stored_xid < %(until)s::xid8 AND xid >= %(until)s::xid8 AND {{only}}
 """  # noqa: S608 - columns of this file
 _EVERYTHING = _AS_OF.format(only="true") + " ORDER BY user_row"
-# There is no index on items: this reads all interactions, when a user is erased who stood in a full list.
 _OF_ITEMS = _AS_OF.format(only="item_row = ANY(%(items)s)")
 
 
