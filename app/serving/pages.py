@@ -6,9 +6,11 @@ import asyncio
 import re
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
+from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -39,6 +41,7 @@ class Pinned:
     asked:     the query parameters of the first page: the later pages must ask for the same
     given:     rows of the pages already answered
     remaining: items in order, to be filtered by the blocks and deletions of the moment
+    user_row:  the user's, when the first page was made; None where the user was unknown or could not be read
     slate_id:  request id of the first page, where the slate's order was drawn; else None
     draw:      made for the page at hand; not pinned, for it is written down with that page
     """
@@ -51,8 +54,14 @@ class Pinned:
     variants: dict[str, str]
     given: tuple[int, ...]
     remaining: tuple[Shown, ...]
+    user_row: int | None = None
     slate_id: str | None = None
     draw: Draw | None = None
+
+    @property
+    def owner(self) -> str:
+        """The user whose slate it is, "" where it is nobody's: their cached keys are found by it, to be erased."""
+        return str(self.asked.get("user_id", ""))
 
 
 class PageStore:
@@ -68,18 +77,23 @@ class PageStore:
 
     def put(self, pinned: Pinned) -> str:
         """The cursor that brings the slate back."""
-        cursor = f"{int(time.time()):08x}{secrets.token_urlsafe(12)}"
+        cursor = f"{int(time.time()):08x}{_seal(pinned.owner)}{secrets.token_urlsafe(9)}"
         self._remember(cursor, pinned)
         self._unwritten[cursor] = pinned
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
         return cursor
 
-    async def get(self, cursor: str, endpoint: str) -> Pinned:
-        """Raises Invalid for what was never a cursor of this endpoint, Gone for one that has expired."""
+    async def get(self, cursor: str, endpoint: str, owner: str = "") -> Pinned:
+        """The slate. owner: the user who asks for it, "" where the endpoint answers the same to all.
+
+        Raises Invalid for what was never a cursor of this endpoint and user, Gone for one that has expired.
+        """
         if not _CURSOR.fullmatch(cursor):
             raise Invalid.field(("query", "cursor"), "not a cursor of this service; use next_cursor as it came")
-        pinned = await self._find(cursor)
+        if not self._is_expired(cursor) and _seal_of(cursor) != _seal(owner):
+            raise Invalid.field(("query", "cursor"), f"was not given here for user_id={owner!r}")
+        pinned = await self._find(cursor, owner)
         if pinned is None:
             raise Gone(f"cursor {cursor}: expired after {self._ttl} s; start again without one")
         if pinned.endpoint != endpoint:
@@ -90,17 +104,19 @@ class PageStore:
         if self._flushing is not None:
             await self._flushing
 
-    async def _find(self, cursor: str) -> Pinned | None:
-        age = time.time() - int(cursor[:8], 16)
-        if age > self._ttl:
+    def _is_expired(self, cursor: str) -> bool:
+        return _age(cursor) > self._ttl
+
+    async def _find(self, cursor: str, owner: str) -> Pinned | None:
+        if self._is_expired(cursor):
             return None
         known = self._recent.get(cursor)
         if known is not None:
             return known
         # A time of issue ahead of ours is another worker's clock, or forged: neither is worth a longer wait.
-        deadline = time.monotonic() + min(FRESH_SECONDS - age, FRESH_SECONDS)
+        deadline = time.monotonic() + min(FRESH_SECONDS - _age(cursor), FRESH_SECONDS)
         while True:
-            raw = await self._cache.get(_key(cursor))
+            raw = await self._cache.get(_key(cursor, owner))
             if isinstance(raw, bytes):
                 return _decode(raw)
             if time.monotonic() > deadline:
@@ -121,15 +137,30 @@ class PageStore:
             try:
                 async with self._cache.pipeline(transaction=False) as pipe:
                     for cursor, pinned in batch.items():
-                        pipe.set(_key(cursor), _encode(pinned), ex=self._ttl)
+                        pipe.set(_key(cursor, pinned.owner), _encode(pinned), ex=self._ttl)
                     await pipe.execute()
             except (RedisError, OSError):
                 # This worker still knows them; elsewhere the cursor will have expired.
                 telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
 
 
-def _key(cursor: str) -> str:
-    return f"segue:page:{cursor}"
+def _key(cursor: str, owner: str) -> str:
+    """With the user's hash tag, like every key of a user: an erasure finds it by that."""
+    return f"segue:page:{{{owner}}}:{cursor}"
+
+
+def _seal(owner: str) -> str:
+    """Four characters that tell one user's cursors from another's."""
+    return urlsafe_b64encode(blake2b(owner.encode("utf-8", "replace"), digest_size=3).digest()).decode()
+
+
+def _seal_of(cursor: str) -> str:
+    return cursor[8:12]
+
+
+def _age(cursor: str) -> float:
+    """Seconds since it was issued; negative where that was elsewhere, by a clock ahead of ours."""
+    return time.time() - int(cursor[:8], 16)
 
 
 def _encode(pinned: Pinned) -> bytes:

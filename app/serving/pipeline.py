@@ -12,7 +12,7 @@ import numpy as np
 
 from app import telemetry
 from app.catalog.rules import Promotion
-from app.errors import Invalid
+from app.errors import Gone, Invalid
 from app.feedback.user_state import UserView
 from app.serving import routing
 from app.serving.context import ContextReader, UserContext
@@ -95,9 +95,10 @@ class Pipeline:
 
     async def next_page(self, ask: Ask, cursor: str) -> Page:
         """A later page of the slate that the cursor pins. Raises Invalid, Gone."""
-        pinned = await self._pages.get(cursor, "recommend")
+        pinned = await self._pages.get(cursor, "recommend", ask.user_id)
         _refuse_other_question(pinned, ask)
         context = (await self._contexts.read(ask.user_id)).as_of(ask.at)
+        _refuse_of_an_erased_user(pinned, context)
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
         pinned = replace(pinned, remaining=still_showable(pinned.remaining, query, inventory))
@@ -167,6 +168,7 @@ def rank(
         variants={},
         given=(),
         remaining=tuple(slate),
+        user_row=None if context.view is None else context.view.user_row,
         slate_id=None if sampler is None else sampler.seed,
         draw=draw,
     )
@@ -269,6 +271,12 @@ def _question(ask: Ask) -> dict[str, Any]:
     fields = asdict(ask)
     del fields["limit"]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _refuse_of_an_erased_user(pinned: Pinned, context: UserContext) -> None:
+    """Workers remember slates themselves, where no erasure reaches them; but rows are never given twice."""
+    if pinned.user_row is not None and context.view is not None and context.view.user_row != pinned.user_row:
+        raise Gone("query.cursor: what it stood for was erased with its user; start again without one")
 
 
 def _refuse_other_question(pinned: Pinned, ask: Ask) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
+import redis
 import redis.asyncio
 
 from app.errors import Gone, Invalid
@@ -33,7 +34,7 @@ async def store(url: str) -> AsyncIterator[PageStore]:
 def test_another_process_finds_the_slate_under_its_cursor(redis_url: str) -> None:
     async def scenario() -> Pinned:
         async with store(redis_url) as first, store(redis_url) as second:
-            return await second.get(first.put(PINNED), "recommend")
+            return await second.get(first.put(PINNED), "recommend", "u")
 
     assert asyncio.run(scenario()) == PINNED
 
@@ -44,7 +45,7 @@ def test_a_drawn_slate_keeps_its_propensities_and_leaves_its_candidates_behind(r
 
     async def scenario() -> Pinned:
         async with store(redis_url) as first, store(redis_url) as second:
-            return await second.get(first.put(replace(drawn, draw=draw)), "recommend")
+            return await second.get(first.put(replace(drawn, draw=draw)), "recommend", "u")
 
     assert asyncio.run(scenario()) == drawn
 
@@ -60,7 +61,7 @@ def test_a_cursor_from_the_future_does_not_keep_its_reader_waiting(redis_url: st
     async def scenario() -> None:
         async with store(redis_url) as opened, asyncio.timeout(2 * pages.FRESH_SECONDS):
             with pytest.raises(Gone):
-                await opened.get("ffffffff" + "A" * 16, "recommend")
+                await opened.get("ffffffff" + pages._seal("u") + "A" * 12, "recommend", "u")
 
     asyncio.run(scenario())
 
@@ -73,9 +74,25 @@ def test_an_old_cursor_is_gone_and_a_strangers_is_invalid(redis_url: str) -> Non
             with pytest.raises(Invalid):
                 await opened.get("not a cursor", "recommend")
             with pytest.raises(Invalid):
-                await opened.get(opened.put(PINNED), "popular")
+                await opened.get(opened.put(PINNED), "popular", "u")
+            for stranger in ("", "somebody"):
+                with pytest.raises(Invalid):
+                    await opened.get(opened.put(PINNED), "recommend", stranger)
 
     asyncio.run(scenario())
+
+
+def test_a_users_slates_lie_under_the_users_tag(redis_url: str) -> None:
+    """An erasure finds them by it."""
+
+    async def scenario() -> None:
+        async with store(redis_url) as opened:
+            opened.put(PINNED)
+            opened.put(replace(PINNED, asked={}))
+
+    asyncio.run(scenario())
+    with redis.Redis.from_url(redis_url) as cache:
+        assert len(cache.keys("segue:page:{u}:*")) == len(cache.keys("segue:page:{}:*")) == 1
 
 
 def test_what_a_process_keeps_itself_is_bounded_by_items(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
