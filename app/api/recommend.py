@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from app.api.bodies import example
 from app.api.dependencies import Caller, ResourcesDep, require
+from app.api.direct_route import DirectRoute
 from app.api.ids import ItemId, UserId
 from app.api.instants import Instant
 from app.errors import Forbidden, Invalid, Unavailable
@@ -190,7 +191,6 @@ class RecommendQuery(BaseModel):
         )
 
 
-@router.get("", response_model=RecommendationPage, summary="What this user should see next")
 async def recommend(resources: ResourcesDep, caller: Caller, query: Annotated[RecommendQuery, Query()]) -> Response:
     """Routed by what is known of the user: popular items for nobody, a learned blend for the rest."""
     if query.at is not None and "admin" not in caller.scopes:
@@ -200,6 +200,16 @@ async def recommend(resources: ResourcesDep, caller: Caller, query: Annotated[Re
     ask, pipeline = query.ask(), resources.pipeline
     page = await (pipeline.recommend(ask) if query.cursor is None else pipeline.next_page(ask, query.cursor))
     return _json(page_body(page))
+
+
+router.add_api_route(
+    "",
+    recommend,
+    methods=["GET"],
+    response_model=RecommendationPage,
+    summary="What this user should see next",
+    route_class_override=DirectRoute,
+)
 
 
 @router.get("/popular", response_model=PopularPage, summary="What everybody chooses")

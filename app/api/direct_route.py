@@ -1,0 +1,63 @@
+"""A route for handlers that are asked very often: what they need is handed to them without FastAPI's general search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, get_origin
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import QueryParams
+
+from app.api.dependencies import HEADER, caller_of, get_caller, get_resources, require
+
+
+class DirectRoute(APIRoute):
+    """Calls `handler(resources, caller, query)` itself, the query being one Pydantic model.
+
+    The handler's signature and its dependencies remain those of any other route: FastAPI documents them, this obeys
+    them. FastAPI would walk the tree of dependencies and each field of the model anew for every request, which takes
+    longer than most answers (docs/performance.md). Raises TypeError at start-up for a handler that asks for more.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler, model = self.endpoint, self._query_model()
+        required = [each.call for each in self.dependant.dependencies if isinstance(each.call, require)]
+        lists = frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
+
+        async def handle(request: Request) -> Response:
+            resources = request.app.state.resources
+            caller = caller_of(resources, request.headers.get(HEADER))
+            for scope in required:
+                scope.of(caller)
+            response: Response = await handler(resources, caller, _validated(model, lists, request.query_params))
+            return response
+
+        return handle
+
+    def _query_model(self) -> type[BaseModel]:
+        asked, fields = self.dependant, self.dependant.query_params
+        others = [*asked.path_params, *asked.header_params, *asked.cookie_params, *asked.body_params]
+        calls = [each.call for each in asked.dependencies if not isinstance(each.call, require)]
+        model = fields[0].field_info.annotation if len(fields) == 1 else None
+        if (
+            others
+            or calls != [get_resources, get_caller]
+            or not isinstance(model, type)
+            or not issubclass(model, BaseModel)
+        ):
+            raise TypeError(f"{self.path}: a DirectRoute's handler takes (resources, caller, query) and nothing else")
+        return model
+
+
+def _validated(model: type[BaseModel], lists: frozenset[str], given: QueryParams) -> BaseModel:
+    """As FastAPI reads a query model: the last value of a name, all of them where the field is a list."""
+    try:
+        return model.model_validate(
+            {name: given.getlist(name) if name in lists else value for name, value in given.items()}
+        )
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise RequestValidationError([{**each, "loc": ("query", *each["loc"])} for each in found]) from error

@@ -1,0 +1,109 @@
+"""A direct route answers as FastAPI's own route does, and refuses at start-up what it would not obey."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Annotated
+
+import httpx
+import orjson
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, Query, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from app.api import problems
+from app.api.dependencies import Caller, ResourcesDep, require
+from app.api.direct_route import DirectRoute
+from app.storage.keys import ApiKey, KeyRing, digest_of
+
+KEYS = KeyRing(
+    (
+        ApiKey("reader", digest_of("may-read"), frozenset({"read"})),
+        ApiKey("writer", digest_of("may-write"), frozenset({"write"})),
+    ),
+    is_open=False,
+)
+
+
+class Question(BaseModel):
+    name: str = Field(min_length=1)
+    limit: int = Field(default=10, le=100)
+    tag: list[str] = Field(default=[], max_length=2)
+    deep: bool = False
+
+
+async def answer(resources: ResourcesDep, caller: Caller, query: Annotated[Question, Query()]) -> Response:
+    return Response(orjson.dumps({"caller": caller.name, "query": query.model_dump()}))
+
+
+def app_of(route: type[APIRoute]) -> FastAPI:
+    app = FastAPI()
+    app.state.resources = SimpleNamespace(keys=KEYS)
+    problems.install(app)
+    router = APIRouter(prefix="/question", dependencies=[Depends(require("read"))], route_class=route)
+    router.add_api_route("", answer, methods=["GET"])
+    app.include_router(router)
+    return app
+
+
+def ask(app: FastAPI, query: str, key: str | None) -> tuple[int, bytes]:
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.get(f"/question?{query}", headers={} if key is None else {"X-API-Key": key})
+
+    answered = asyncio.run(once())
+    return answered.status_code, answered.content
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "name=ann",
+        "name=ann&limit=7&tag=a&tag=b&deep=true",
+        "name=ann&name=bob&limit=1&limit=2",
+        "name=ann&unknown=1&unknown=2",
+        "name=&limit=",
+        "limit=1000&tag=a&tag=b&tag=c&deep=perhaps",
+        "name=%C3%A4%00%ff+b&tag=",
+        "",
+    ],
+)
+def test_it_reads_a_query_as_fastapi_does(query: str) -> None:
+    assert ask(app_of(DirectRoute), query, "may-read") == ask(app_of(APIRoute), query, "may-read")
+
+
+@pytest.mark.parametrize(("key", "status"), [(None, 401), ("wrong", 401), ("may-write", 403), ("may-read", 200)])
+def test_it_lets_in_whom_fastapi_lets_in(key: str | None, status: int) -> None:
+    direct, usual = (ask(app_of(route), "name=ann", key) for route in (DirectRoute, APIRoute))
+    assert direct == usual
+    assert direct[0] == status
+
+
+def test_it_is_documented_as_any_other_route() -> None:
+    assert app_of(DirectRoute).openapi() == app_of(APIRoute).openapi()
+
+
+async def with_one_more(
+    resources: ResourcesDep, caller: Caller, query: Annotated[Question, Query()], q: str
+) -> Response:
+    raise NotImplementedError
+
+
+async def without_a_caller(resources: ResourcesDep, query: Annotated[Question, Query()]) -> Response:
+    raise NotImplementedError
+
+
+def unheeded() -> None:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("handler", [with_one_more, without_a_caller])
+def test_a_handler_that_asks_for_something_else_is_refused(handler: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match="/x: a DirectRoute's handler takes"):
+        APIRouter(route_class=DirectRoute).add_api_route("/x", handler, methods=["GET"])
+
+
+def test_a_dependency_that_it_would_not_obey_is_refused() -> None:
+    with pytest.raises(TypeError, match="/x: a DirectRoute's handler takes"):
+        APIRouter(route_class=DirectRoute, dependencies=[Depends(unheeded)]).add_api_route("/x", answer)
