@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import NamedTuple
 
 import orjson
@@ -20,56 +21,99 @@ from app.feedback.events import Event, Receipt
 LIKE_KINDS = frozenset({"like", "unlike", "dislike", "hide"})
 """What decides whether an item is among the user's likes; the latest of them does."""
 
-# One statement, for each costs a round trip and a plan. The columns: what it is, its id, its row, since when.
+# Ids that STORE has not found to be known and alive are looked up with this. One statement, for each costs a round trip
+# and a plan. The columns: what it is, its id, its row, since when.
 LOOK_UP = """
 SELECT 'user', user_id, row, NULL::timestamptz FROM users WHERE user_id = ANY(%(users)s)
 UNION ALL SELECT 'item', item_id, row, NULL FROM items WHERE item_id = ANY(%(items)s)
 UNION ALL SELECT 'erased', id, NULL, erased_at
     FROM unnest(%(users)s) AS id JOIN tombstones ON user_hash = sha256(convert_to(id, 'UTF8'))
 """
-INSERT = """
-WITH event AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%(events)s) AS event (
-        n int, event_id text, user_row int, item_row int, kind text, value float8, "timestamp" timestamptz,
-        session_id text, request_id text)
-), fresh AS (
-    INSERT INTO event_ids (event_id) SELECT event_id FROM event ORDER BY event_id COLLATE "C"
-    ON CONFLICT DO NOTHING RETURNING event_id
-), stored AS (
-    INSERT INTO interactions
-        (event_id, user_row, item_row, kind, value, "timestamp", session_id, request_id)
-    SELECT event_id, user_row, item_row, kind, value, coalesce("timestamp", now()), session_id, request_id
-    FROM event WHERE event_id IN (SELECT event_id FROM fresh) AND kind <> 'impression'
-    ORDER BY n
-), looked_at AS (
-    INSERT INTO on_screen (seq, event_id, user_row, item_row, "timestamp", session_id, request_id)
-    SELECT nextval('interactions_seq_seq'), event_id, user_row, item_row, coalesce("timestamp", now()), session_id,
-        request_id
-    FROM event WHERE event_id IN (SELECT event_id FROM fresh) AND kind = 'impression'
-    ORDER BY n
-)
-SELECT coalesce((SELECT json_agg(event_id) FROM fresh), '[]'), pg_current_xact_id()::text
-"""
 LOCK_USERS = "SELECT FROM users WHERE row = ANY(%(rows)s) ORDER BY row FOR NO KEY UPDATE"
-FOLLOW_LIKES = """
-WITH pair AS (
-    SELECT DISTINCT user_row, item_row FROM unnest(%(users)s::int[], %(items)s::int[]) AS pair (user_row, item_row)
-), latest AS MATERIALIZED (
-    SELECT pair.*, decision.kind, decision.at
-    FROM pair CROSS JOIN LATERAL (
-        SELECT kind, least("timestamp", received_at) AS at
-        FROM interactions AS past
-        WHERE past.user_row = pair.user_row AND past.item_row = pair.item_row AND kind = ANY(%(kinds)s)
-        ORDER BY least("timestamp", received_at) DESC, seq DESC LIMIT 1
-    ) AS decision
+
+_KINDS = ", ".join(f"'{kind}'" for kind in sorted(LIKE_KINDS))
+# Constants, not a parameter: else the index of decisions could not be used.
+_PAST_DECISIONS = f"""
+    SELECT user_row, item_row, past.kind, least(past."timestamp", past.received_at) AS at, past.seq
+    FROM pair JOIN interactions AS past USING (user_row, item_row) WHERE past.kind IN ({_KINDS})
+"""  # noqa: S608 - constants, here and below
+_LIKES = """
+latest AS MATERIALIZED (
+    SELECT DISTINCT ON (user_row, item_row) user_row, item_row, kind, at FROM decision
+    ORDER BY user_row, item_row, at DESC, seq DESC
 ), removed AS (
     DELETE FROM likes USING latest
     WHERE likes.user_row = latest.user_row AND likes.item_row = latest.item_row AND latest.kind <> 'like'
+), liked AS (
+    INSERT INTO likes (user_row, item_row, liked_at)
+    SELECT user_row, item_row, at FROM latest WHERE kind = 'like'
+    ON CONFLICT (user_row, item_row) DO UPDATE SET liked_at = excluded.liked_at
 )
-INSERT INTO likes (user_row, item_row, liked_at)
-SELECT user_row, item_row, at FROM latest WHERE kind = 'like'
-ON CONFLICT (user_row, item_row) DO UPDATE SET liked_at = excluded.liked_at
 """
+FOLLOW_LIKES = f"""
+WITH pair AS (
+    SELECT DISTINCT user_row, item_row FROM unnest(%(users)s::int[], %(items)s::int[]) AS pair (user_row, item_row)
+), decision AS ({_PAST_DECISIONS}), {_LIKES}
+SELECT
+"""  # noqa: S608
+# Planning this takes as long as storing 20 events, so it is prepared once per connection. A subquery for each user and
+# item is always an index scan per event, whatever the tables' statistics say. $2: the caller has settled what is odd;
+# else nothing is stored where an id is unknown or a user has a tombstone.
+_STORE = f"""
+WITH given AS MATERIALIZED (
+    SELECT * FROM ROWS FROM (json_to_recordset($1) AS (
+        event_id text, user_id text, item_id text, kind text, value float8, "timestamp" timestamptz,
+        session_id text, request_id text)) WITH ORDINALITY AS given
+), event AS MATERIALIZED (
+    SELECT given.*, coalesce("timestamp", now()) AS at,
+        (SELECT row FROM users WHERE users.user_id = given.user_id) AS user_row,
+        (SELECT row FROM items WHERE items.item_id = given.item_id) AS item_row,
+        (SELECT true FROM tombstones WHERE user_hash = sha256(convert_to(given.user_id, 'UTF8'))) AS erased
+    FROM given
+), odd AS MATERIALIZED (
+    SELECT NOT $2 AND coalesce(bool_or(user_row IS NULL OR item_row IS NULL OR erased), false) AS is_so FROM event
+), fresh AS (
+    INSERT INTO event_ids (event_id) SELECT event_id FROM event WHERE NOT (SELECT is_so FROM odd)
+    ORDER BY event_id COLLATE "C" ON CONFLICT DO NOTHING RETURNING event_id
+), numbered AS MATERIALIZED (
+    SELECT nextval('interactions_seq_seq') AS seq, new.*
+    FROM (SELECT * FROM event WHERE event_id IN (SELECT event_id FROM fresh) ORDER BY ordinality) AS new
+), stored AS (
+    INSERT INTO interactions (seq, event_id, user_row, item_row, kind, value, "timestamp", session_id, request_id)
+    SELECT seq, event_id, user_row, item_row, kind, value, at, session_id, request_id
+    FROM numbered WHERE kind <> 'impression'
+    RETURNING seq, user_row, item_row, kind, least("timestamp", received_at) AS at
+), looked_at AS (
+    INSERT INTO on_screen (seq, event_id, user_row, item_row, "timestamp", session_id, request_id)
+    SELECT seq, event_id, user_row, item_row, at, session_id, request_id FROM numbered WHERE kind = 'impression'
+), pair AS (
+    SELECT DISTINCT user_row, item_row FROM stored WHERE kind IN ({_KINDS})
+), decision AS (
+    SELECT user_row, item_row, kind, at, seq FROM stored WHERE kind IN ({_KINDS}) UNION ALL {_PAST_DECISIONS}
+), {_LIKES}
+SELECT (SELECT is_so FROM odd) AS odd, pg_current_xact_id()::text AS watermark,
+    (SELECT json_agg(event_id) FROM event WHERE event_id NOT IN (SELECT event_id FROM fresh)) AS duplicates
+"""  # noqa: S608
+_PREPARE = f"""
+PREPARE segue_lock_deciding (text[]) AS
+    SELECT FROM users WHERE user_id = ANY($1) ORDER BY row FOR NO KEY UPDATE;
+PREPARE segue_store (json, bool) AS {_STORE}
+"""
+# The plan must not be one for tables that were small when it was made: it is kept for as long as the connection.
+_ALWAYS_BY_INDEX = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off;"
+_LOCK_DECIDING = "EXECUTE segue_lock_deciding (%(deciding)s);"
+_EXECUTE = "EXECUTE segue_store (%(events)s, %(settled)s)"
+
+
+class _Stored(NamedTuple):
+    """What became of a group of events.
+
+    odd: nothing was stored, for an id is unknown or a user was erased. fresh: the ids that were not stored before.
+    """
+
+    odd: bool
+    fresh: set[str]
+    watermark: str
 
 
 class _Known(NamedTuple):
@@ -95,17 +139,23 @@ def store(db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: b
     Invalid, with `errors` at (index of the event, field), and stores nothing. An event on a deleted item is
     stored, and the item stays deleted. Sent to Postgres under a lock that `dirty_marks` takes.
     """
+    stored = _insert(db, _first_of_each(chain.from_iterable(requests)), settled=False)
+    if stored.odd:
+        return _store_odd(db, requests, auto_create=auto_create)
+    return [_receipt(events, stored) for events in requests]
+
+
+def _store_odd(db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: bool) -> list[Receipt | Invalid]:
+    """`store` where some ids are new or some users were erased."""
     known = _look_up(db, requests)
     refused: dict[int, Invalid] = {}
     if auto_create:
         _allocate(db, known, _kept(requests, known))
     else:
         refused = {n: error for n, events in enumerate(requests) if (error := _unknown(events, known))}
-    stored_requests = [events for n, events in enumerate(requests) if n not in refused]
-    fresh, watermark = _insert(db, _first_of_each(_kept(stored_requests, known)), known)
-    return [
-        refused[n] if n in refused else _receipt(events, known, fresh, watermark) for n, events in enumerate(requests)
-    ]
+    kept = _kept([events for n, events in enumerate(requests) if n not in refused], known)
+    stored = _insert(db, _first_of_each(kept), settled=True)
+    return [refused[n] if n in refused else _receipt(events, stored, known) for n, events in enumerate(requests)]
 
 
 def _look_up(db: Connection, requests: Sequence[Sequence[Event]]) -> _Known:
@@ -159,17 +209,18 @@ def _first_of_each(events: Iterable[Event]) -> list[Event]:
     return list(first.values())
 
 
-def _insert(db: Connection, events: Sequence[Event], known: _Known) -> tuple[set[str], str]:
-    """The ids that were not stored before, and the id of the transaction."""
-    deciding = [event for event in events if event.kind in LIKE_KINDS]
-    lock_users(db, {known.users[event.user_id] for event in deciding})
-    ids, watermark = db.exec_driver_sql(INSERT, {"events": _as_json(events, known)}).one()
-    fresh = set(ids)
-    follow_likes(
-        db,
-        {(known.users[event.user_id], known.items[event.item_id]) for event in deciding if event.event_id in fresh},
-    )
-    return fresh, watermark
+def _insert(db: Connection, events: Collection[Event], *, settled: bool) -> _Stored:
+    """settled: every id is known by now, and the events are those to keep; otherwise they may prove odd."""
+    if "segue_store" not in db.info:
+        db.exec_driver_sql(_PREPARE)
+        db.info["segue_store"] = "prepared"
+    deciding = {event.user_id for event in events if event.kind in LIKE_KINDS}
+    # One trip to the server for all of it; what is answered is the last statement's.
+    statements = f"{_ALWAYS_BY_INDEX} {_LOCK_DECIDING if deciding else ''} {_EXECUTE}"
+    parameters = {"events": _as_json(events), "settled": settled, "deciding": list(deciding)}
+    answer = db.exec_driver_sql(statements, parameters).one()
+    fresh = {event.event_id for event in events}.difference(answer.duplicates or ())
+    return _Stored(answer.odd, fresh, answer.watermark)
 
 
 def lock_users(db: Connection, users: Collection[int]) -> None:
@@ -182,36 +233,34 @@ def follow_likes(db: Connection, pairs: Collection[tuple[int, int]]) -> None:
     """Brings `likes` in step with the events on these pairs of a user's and an item's row; the users are locked."""
     if pairs:
         users, items = zip(*sorted(pairs), strict=True)
-        parameters = {"users": list(users), "items": list(items), "kinds": sorted(LIKE_KINDS)}
-        db.exec_driver_sql(FOLLOW_LIKES, parameters)
+        db.exec_driver_sql(FOLLOW_LIKES, {"users": list(users), "items": list(items)})
 
 
-def _as_json(events: Sequence[Event], known: _Known) -> str:
+def _as_json(events: Iterable[Event]) -> str:
     # One JSON text costs half of what eight arrays cost to send, and no more to read.
     records = [
         {
-            "n": n,
             "event_id": event.event_id,
-            "user_row": known.users[event.user_id],
-            "item_row": known.items[event.item_id],
+            "user_id": event.user_id,
+            "item_id": event.item_id,
             "kind": event.kind,
             "value": event.value,
             "timestamp": event.timestamp,
             "session_id": event.session_id,
             "request_id": event.request_id,
         }
-        for n, event in enumerate(events)
+        for event in events
     ]
     return orjson.dumps(records).decode()
 
 
-def _receipt(events: Sequence[Event], known: _Known, unclaimed: set[str], watermark: str) -> Receipt:
-    """Takes the ids it counts as accepted out of `unclaimed`, so that a second request counts duplicates."""
+def _receipt(events: Sequence[Event], stored: _Stored, known: _Known | None = None) -> Receipt:
+    """Takes the ids it counts as accepted out of `fresh`, so that a second request counts duplicates."""
     accepted = 0
     for event in events:
-        if known.drops(event):
+        if known is not None and known.drops(event):
             accepted += 1
-        elif event.event_id in unclaimed:
-            unclaimed.remove(event.event_id)
+        elif event.event_id in stored.fresh:
+            stored.fresh.remove(event.event_id)
             accepted += 1
-    return Receipt(accepted, len(events) - accepted, watermark)
+    return Receipt(accepted, len(events) - accepted, stored.watermark)

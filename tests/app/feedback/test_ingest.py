@@ -48,6 +48,16 @@ def commits(engine: Engine) -> Iterator[list[None]]:
 
 
 @contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """What is sent to Postgres."""
+    sent: list[str] = []
+    listener = lambda *arguments: sent.append(arguments[2])  # noqa: E731
+    event.listen(engine, "before_cursor_execute", listener)
+    yield sent
+    event.remove(engine, "before_cursor_execute", listener)
+
+
+@contextmanager
 def occupied(engine: Engine) -> Iterator[None]:
     """Keeps every group waiting at its beginning, so that requests queue up behind it."""
     with engine.begin() as db:
@@ -136,6 +146,16 @@ class TestManyRequests:
         assert all(receipt.accepted + receipt.duplicates == 2 for receipt in receipts)
         assert len(set(stored_ids(engine))) == scalar(engine, "SELECT count(*) FROM interactions") == 64 * 5 + 5
         assert len(seen) < 320 / 4
+
+    def test_a_group_of_known_ids_is_three_statements_whatever_is_in_it(self, ingest: Ingest, engine: Engine) -> None:
+        """One opens the transaction, one stores, one asks for the version of the cache after the commit."""
+        kinds = ("like", "view", "impression", "dislike")
+        sent = [an_event(f"u{n % 5}", f"i{n % 7}", kinds[n % 4], event_id=f"e{n}") for n in range(40)]
+        ingest.submit_blocking(sent)
+        with statements(engine) as seen:
+            again = ingest.submit_blocking([*sent, *(an_event("u1", "i1", kind) for kind in kinds)])
+        assert (again.accepted, again.duplicates) == (4, 40)
+        assert len(seen) == 3
 
     def test_writers_with_the_same_ids_neither_deadlock_nor_store_twice(
         self, engine: Engine, cache: redis.Redis, postgres_url: str, monkeypatch: pytest.MonkeyPatch
