@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
@@ -26,7 +27,7 @@ from app.live.snapshot import PositionedSignals
 from app.serving.fallback import release_without_models
 from app.serving.model_host import ModelHost, ServedRelease
 from app.settings import Settings
-from app.storage import keys
+from app.storage import keys, tables
 from app.storage.database import database_id
 from app.storage.keys import KeyRing
 from app.storage.redis import publish_versions
@@ -188,7 +189,7 @@ class InventoryHost:
 
     def _release(self, db: Connection, old: Inventory | None, catalog: CatalogSnapshot, changed: Rows) -> ServedRelease:
         served = old.release if old else None
-        newer = self.models.newer_than(served.release_id if served else None)
+        newer = self.models.newer_than(served.release_id if served else None, earlier=partial(_activated, db))
         if newer is not None:
             served, changed = newer, np.flatnonzero(catalog.exists).astype(np.int32)
         if served is None or served.release_id is None:
@@ -204,3 +205,10 @@ class InventoryHost:
             log.debug("versions are not copied to Redis: %s", error)
             return False
         return True
+
+
+def _activated(db: Connection) -> list[str]:
+    """Releases that were served before, the latest first."""
+    table = tables.releases
+    statement = select(table.c.release_id).where(table.c.activated_at.is_not(None))
+    return list(db.execute(statement.order_by(table.c.activated_at.desc())).scalars())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
@@ -13,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import telemetry
-from app.storage.release_files import current_id, load_checked
-from models.artifacts import LoadedRelease, RowMap
+from app.storage.release_files import State, load_checked, pointed, state_of
+from models.artifacts import ArtifactError, LoadedRelease, RowMap
 from models.contracts import Recommender
 from models.data.dataset import ItemTable
 
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 Rows = NDArray[np.int32]
 MAX_NEW_ITEMS = 20_000
 """New items that content recommenders speak of between two trainings; more wait for the next release."""
+
+EARLIER_RELEASES = 5
+"""So many are tried where nothing is served yet and what the pointer names can't be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,34 +98,69 @@ class ModelHost:
     def __init__(self, releases_dir: Path, database_id: UUID) -> None:
         self._folder = releases_dir
         self._database_id = database_id
-        self._refused: tuple[str, int] | None = None
+        self._refused: dict[str, tuple[State, ArtifactError]] = {}
+        self._served_state: State = frozenset()
         self.failure: str | None = None
-        """Why the release that the pointer names is not the one served; None while it is."""
+        """Why what is served is not, whole and on disk, the release that the pointer names; None while it is."""
 
-    def newer_than(self, served_id: str | None) -> ServedRelease | None:
-        """The release that the pointer names, unless it is the one served or can't be loaded."""
-        named = current_id(self._folder)
-        if named is None or named == served_id:
-            self.failure = None
-            return None
-        attempt = (named, _changed_at(self._folder / named))
-        if attempt == self._refused:
-            return None
+    def newer_than(
+        self, served_id: str | None, earlier: Callable[[], Iterable[str]] = lambda: ()
+    ) -> ServedRelease | None:
+        """The release to serve instead of the one served: what the pointer names, if that can be loaded.
+
+        earlier: names of releases that were served before, the latest first. The first of them that can be loaded is
+        answered where nothing is served yet and the pointer does not lead to a release either.
+        """
+        release = None
         try:
-            release = ServedRelease.of(named, load_checked(self._folder, named, self._database_id))
-        except Exception as error:  # noqa: BLE001 - a damaged release may raise anything; rules and keys must not wait
-            self._refused, self.failure = attempt, f"release {named}: {error}"
+            named = pointed(self._folder)
+            if named == served_id:
+                self._check_unchanged(named)
+            else:
+                release = self._loaded(named)
+            self.failure = None
+        except ArtifactError as error:
+            self.failure = str(error)
+            if served_id is None and (release := self._first_of(earlier())) is not None:
+                self.failure += f"; release {release.release_id} is served instead"
+        if release is not None:
+            telemetry.RELEASE_LOADED.set(time.time())
+            log.info("serving release %s", release.release_id)
+        is_served = served_id is not None or release is not None
+        telemetry.DEPENDENCY_UP.labels("release").set(is_served and self.failure is None)
+        return release
+
+    def _check_unchanged(self, served_id: str) -> None:
+        """Raises ArtifactError where the files of what is served are not those that were loaded."""
+        state = state_of(self._folder, served_id)
+        if state != self._served_state:
+            cause = "changed since it was loaded" if state else "deleted, though it is served until a restart"
+            raise ArtifactError(self._folder / served_id, cause)
+
+    def _first_of(self, names: Iterable[str]) -> ServedRelease | None:
+        present = (name for name in names if (self._folder / name).is_dir())
+        for name in islice(present, EARLIER_RELEASES):
+            with suppress(ArtifactError):
+                return self._loaded(name)
+        return None
+
+    def _loaded(self, name: str) -> ServedRelease:
+        """Raises ArtifactError; a release that was refused is not tried again before its files change."""
+        state = state_of(self._folder, name)
+        if name in self._refused and self._refused[name][0] == state:
+            raise self._refused[name][1]
+        try:
+            release = ServedRelease.of(name, load_checked(self._folder, name, self._database_id))
+        except Exception as error:  # a damaged release may raise anything; rules and keys must not wait
+            refusal = error if isinstance(error, ArtifactError) else ArtifactError(self._folder / name, _said(error))
+            self._refused[name] = state, refusal
             telemetry.RELEASE_FAILURES.inc()
-            log.error("release %s is not served: %s", named, error)
-            return None
-        self._refused = self.failure = None
-        telemetry.RELEASE_LOADED.set(time.time())
-        log.info("serving release %s", named)
+            log.error("release %s is not served: %s", name, refusal)
+            raise refusal from error
+        self._refused.pop(name, None)
+        self._served_state = state
         return release
 
 
-def _changed_at(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

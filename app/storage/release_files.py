@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +19,11 @@ from models.artifacts import ArtifactError, LoadedRelease
 from models.contracts import Query
 
 POINTER = "current"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+_LONGEST_BYTES = 128
+
+State = frozenset[tuple[str, int, int]]
+"""Name, size and time of change of each file of a folder."""
 
 
 def load_checked(releases_dir: Path, release_id: str, database_id: UUID) -> LoadedRelease:
@@ -38,11 +46,42 @@ def load_checked(releases_dir: Path, release_id: str, database_id: UUID) -> Load
 
 
 def current_id(releases_dir: Path) -> str | None:
-    """The release that the pointer names, None where nothing was ever activated."""
+    """The release that the pointer names; None where there is no pointer, or it is damaged."""
     try:
-        return (releases_dir / POINTER).read_text("utf-8").strip() or None
-    except FileNotFoundError:
+        return pointed(releases_dir)
+    except ArtifactError:
         return None
+
+
+def pointed(releases_dir: Path) -> str:
+    """The release that the pointer names. Raises ArtifactError where it is missing or damaged."""
+    path = releases_dir / POINTER
+    try:
+        with path.open("rb") as file:
+            name = file.read(_LONGEST_BYTES).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        raise ArtifactError(path, "missing, so no release is named") from None
+    except OSError as error:
+        raise ArtifactError(path, f"not readable ({error.strerror})") from error
+    # Else a pointer could name any folder of the machine.
+    if not _NAME.fullmatch(name):
+        raise ArtifactError(path, f"holds {name!r}, which is no name of a release")
+    return name
+
+
+def state_of(releases_dir: Path, release_id: str) -> State:
+    """Tells whether a release's files were changed; empty where the folder is gone. Reads none of them."""
+    return frozenset(_states(releases_dir / release_id))
+
+
+def _states(folder: Path) -> Iterator[tuple[str, int, int]]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _states(Path(entry.path))
+            else:
+                stat = entry.stat()
+                yield entry.path, stat.st_size, stat.st_mtime_ns
 
 
 def point_to(releases_dir: Path, release_id: str) -> None:

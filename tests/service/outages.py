@@ -1,0 +1,134 @@
+"""An installation of its own, whose servers a test may take away: killed, so that nobody listens, or hung, so that
+nobody answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import psycopg2
+import redis
+
+from app.importers.movietweetings import import_movietweetings
+from app.settings import Settings
+from app.storage.database import migrate, open_engine
+from app.storage.embedded import embedded_servers, running_pids
+from tests.service.conftest import KEYS, Service, running, train_release
+from tests.service.sample import write_sample
+
+Server = Literal["postgres", "valkey"]
+How = Literal["killed", "hung"]
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Island:
+    """Two processes over servers that no other test uses."""
+
+    data_dir: Path
+    environment: dict[str, str]
+    settings: Settings
+    release_id: str
+    a: Service
+    b: Service
+
+    @contextmanager
+    def without(self, server: Server, how: How) -> Iterator[None]:
+        """Takes the server away for as long as the block lasts; it is back, and answers, when the block has ended."""
+        with _killed(self.data_dir, server) if how == "killed" else _hung(self.data_dir, server):
+            yield
+        until(self.answers(server))
+
+    def answers(self, server: Server) -> Callable[[], bool]:
+        return self._postgres_answers if server == "postgres" else self._valkey_answers
+
+    def _valkey_answers(self) -> bool:
+        with suppress(redis.RedisError), redis.Redis.from_url(self.environment["REDIS_URL"], socket_timeout=1) as cache:
+            return bool(cache.ping())
+        return False
+
+    def _postgres_answers(self) -> bool:
+        with suppress(psycopg2.Error):
+            psycopg2.connect(self.environment["DATABASE_URL"], connect_timeout=2).close()
+            return True
+        return False
+
+
+@contextmanager
+def _killed(data_dir: Path, server: Server) -> Iterator[None]:
+    """The supervisor would start it again at once, so that one rests meanwhile."""
+    pids = running_pids(data_dir)
+    os.kill(pids["supervisor"], signal.SIGSTOP)
+    try:
+        for process in _family(pids[server]):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        yield
+    finally:
+        os.kill(pids["supervisor"], signal.SIGCONT)
+
+
+@contextmanager
+def _hung(data_dir: Path, server: Server) -> Iterator[None]:
+    """Nobody answers, and what is sent is kept: done late, when the server goes on."""
+    family = _family(running_pids(data_dir)[server])
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """The process and, after it, its children: a stopped parent makes no more."""
+    parent = psutil.Process(pid)
+    parent.suspend()
+    return [parent, *parent.children(recursive=True)]
+
+
+def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Waits for it. Fails after a time that no machine needs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
+
+
+@contextmanager
+def island(folder: Path) -> Iterator[Island]:
+    """Imports, trains and serves below `folder`, which Postgres' unprivileged user can enter."""
+    with embedded_servers(folder) as servers:
+        environment = {
+            "DATABASE_URL": servers.database_url,
+            "REDIS_URL": servers.redis_url,
+            "SEGUE_DATA_DIR": str(folder),
+            "SEGUE_EXPLORE_SHARE": "0",
+            **{f"SEGUE_{scope.upper()}_KEY": key for scope, key in KEYS.items()},
+        }
+        settings = Settings.model_validate(
+            {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url, "data_dir": folder}
+        )
+        migrate(servers.database_url)
+        engine = open_engine(servers.database_url)
+        import_movietweetings(engine, write_sample(folder / "sample"), shift_to_now=True)
+        engine.dispose()
+        release_id = train_release(settings)
+        with running(environment) as a, running(environment) as b:
+            yield Island(folder, environment, settings, release_id, a, b)
+
+
+def up(service: Service, dependency: str) -> float:
+    """What `segue_dependency_up` says of it, without anybody having asked `/readyz`."""
+    name = f'segue_dependency_up{{dependency="{dependency}"}}'
+    lines = service.client.get("/metrics").text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
