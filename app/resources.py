@@ -34,11 +34,14 @@ from app.settings import Settings
 from app.storage import redis as redis_storage
 from app.storage.database import open_engine
 from app.storage.keys import KeyRing
+from app.storage.patience import patient_for
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2.0
 """A dependency that has not answered by then counts as missing."""
+GRACE_SECONDS = 2.0
+"""Of a Postgres that says nothing a connection takes leave so long after a statement should have ended."""
 LIVE_START_SECONDS = 20.0
 """So long a start waits for the live signals. A first one, over years of events, takes longer: it serves meanwhile."""
 LIVE_LAG_SECONDS = 10.0
@@ -126,6 +129,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             statement_timeout_seconds=settings.database_timeout_seconds,
         )
         stack.callback(engine.dispose)
+        stack.enter_context(patient_for(engine, settings.database_timeout_seconds + GRACE_SECONDS))
         cache_sync = redis_storage.open_sync(settings.redis_url, timeout_seconds=timeout)
         stack.callback(cache_sync.close)
         cache = redis_storage.open_async(settings.redis_url, timeout_seconds=timeout)

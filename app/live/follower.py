@@ -24,6 +24,7 @@ from app import telemetry
 from app.live import checkpoint, log
 from app.live.checkpoint import Stored, Unsaved
 from app.settings import Settings
+from app.storage.patience import be_patient
 from models.live.state import LiveState
 
 PROJECTOR_LOCK = 7_210_004
@@ -241,6 +242,7 @@ class LiveFollower:
             self._db = self._engine.connect()
             # One of its own: it holds a lock, and is not subject to the limits of requests.
             self._db.detach()
+            be_patient(self._db)
             with self._db.begin():
                 self._db.execute(text(f"set statement_timeout = '{STEP_TIMEOUT}'"))
                 self._db.execute(text(f"set application_name = 'segue live {os.getpid()}'"))

@@ -1,0 +1,59 @@
+"""A server that hangs is not waited for for ever. The hanging itself is tested in tests/service."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from app.storage.database import open_engine
+from app.storage.patience import WatchedConnection, be_patient, patient_for
+
+LIMIT = 1.0
+
+
+@pytest.fixture
+def engine(postgres_url: str) -> Iterator[Engine]:
+    opened = open_engine(postgres_url, statement_timeout_seconds=60)
+    with patient_for(opened, LIMIT):
+        yield opened
+    opened.dispose()
+
+
+def test_who_waits_too_long_is_told_and_the_next_connection_is_a_good_one(engine: Engine) -> None:
+    began = time.monotonic()
+    with pytest.raises(OperationalError), engine.connect() as db:
+        db.execute(text("select pg_sleep(60)"))
+    assert time.monotonic() - began < 50
+    with engine.connect() as db:
+        assert db.execute(text("select 1")).scalar_one() == 1
+
+
+def test_waiting_in_turns_is_not_waiting_long(engine: Engine) -> None:
+    with engine.connect() as db:
+        for _ in range(4):
+            db.execute(text("select pg_sleep(0.4)"))
+        db.commit()
+
+
+def test_an_idle_connection_waits_for_nothing(engine: Engine) -> None:
+    with engine.connect() as db:
+        db.execute(text("select 1"))
+        time.sleep(2 * LIMIT)
+        db.commit()
+
+
+def test_a_patient_connection_waits_on(engine: Engine) -> None:
+    with engine.connect() as db:
+        be_patient(db)
+        db.execute(text("select pg_sleep(2)"))
+
+
+def test_what_goes_wrong_leaves_nothing_waiting(engine: Engine) -> None:
+    with engine.connect() as db:
+        with pytest.raises(Exception, match="division"):
+            db.execute(text("select 1 / 0"))
+        connection = db.connection.dbapi_connection
+        assert isinstance(connection, WatchedConnection)
+        assert connection.waits_since is None
