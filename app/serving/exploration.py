@@ -8,7 +8,7 @@ rank^(-1/temperature): scores mean nothing across answers, ranks do (docs/decisi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class Sampler:
         logits = logits_of(len(slate), self.temperature)
         order, keys, propensities = plackett_luce(logits, generator_of(self.seed))
         ranking = [
-            replace(slate[i], score=key, propensity=propensity)
+            slate[i]._replace(score=key, propensity=propensity)
             for i, key, propensity in zip(order.tolist(), keys.tolist(), propensities.tolist(), strict=True)
         ]
         return Draw(self.temperature, tuple(slate), tuple(logits.tolist()), tuple(ranking))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,6 +47,9 @@ class Ask:
     diversity: float = 0.0
     include_seen: bool = False
     at: float | None = None
+
+
+_IN_QUESTION = tuple(each.name for each in fields(Ask) if each.name != "limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +228,7 @@ def arrange(
     pins: dict[int, int] = {}
     if first_position == 1:
         pinned = [promotion.item_row for promotion in promotions if promotion.position is not None]
-        pins = pins_of(promotions, allowed_rows(pinned, query, inventory))
+        pins = pins_of(promotions, allowed_rows(pinned, query, inventory)) if pinned else {}
     slate = without_pinned(slate, pins)
     draw = None if sampler is None else sampler.draw(slate)
     return with_pins(slate if draw is None else draw.ranking, pins), draw
@@ -268,9 +271,8 @@ def _refuse_the_past(ask: Ask, inventory: Inventory) -> None:
 
 def _question(ask: Ask) -> dict[str, Any]:
     """What pages of one slate must agree on: everything but how many items a page holds."""
-    fields = asdict(ask)
-    del fields["limit"]
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    question = {name: getattr(ask, name) for name in _IN_QUESTION}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in question.items()}
 
 
 def _refuse_of_an_erased_user(pinned: Pinned, context: UserContext) -> None:

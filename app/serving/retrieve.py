@@ -32,12 +32,14 @@ class Retrieved:
 def retrieve(release: ServedRelease, chain: Sequence[str], query: Query) -> Retrieved:
     """`query.limit` items where the catalogue has that many; reasons are given later, to what is shown."""
     found: list[Shown] = []
+    given: list[Positions] = []
     leader, missing = chain[-1], []
     for name in chain:
         left = query.limit - len(found)
         if left <= 0:
             break
-        candidates = _ask(release.recommenders.get(name), name, replace(query, limit=left))
+        asked = query if not found else replace(query, limit=left, excluded=np.concatenate([query.excluded, *given]))
+        candidates = _ask(release.recommenders.get(name), name, asked)
         if candidates is None:
             missing.append(name)
         elif len(candidates.positions):
@@ -45,7 +47,7 @@ def retrieve(release: ServedRelease, chain: Sequence[str], query: Query) -> Retr
             if found:
                 telemetry.FALLBACKS.labels(name).inc()
             found += below(found, _shown(release, name, candidates))
-            query = replace(query, excluded=np.concatenate([query.excluded, candidates.positions]))
+            given.append(candidates.positions)
     return Retrieved(tuple(found), leader, tuple(missing))
 
 
@@ -63,7 +65,8 @@ def _ask(recommender: Recommender | None, name: str, query: Query) -> Candidates
 def _shown(release: ServedRelease, name: str, candidates: Candidates) -> list[Shown]:
     rows = release.row_of_position[candidates.positions].tolist()
     scores = candidates.scores.tolist()
-    return [Shown(row, score, name, False, Reason("fallback")) for row, score in zip(rows, scores, strict=True)]
+    for_now = Reason("fallback")
+    return [Shown(row, score, name, False, for_now) for row, score in zip(rows, scores, strict=True)]
 
 
 def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:
@@ -72,7 +75,7 @@ def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:
         return list(more)
     # Not the last one's: a pin, whose score says nothing, may stand there.
     shift = min(shown.score for shown in found) - 1.0 - max(shown.score for shown in more)
-    return [replace(shown, score=shown.score + shift) for shown in more]
+    return [shown._replace(score=shown.score + shift) for shown in more]
 
 
 def with_reasons(release: ServedRelease, slate: Sequence[Shown], query: Query, leader: str) -> list[Shown]:
@@ -87,7 +90,7 @@ def with_reasons(release: ServedRelease, slate: Sequence[Shown], query: Query, l
     explained = list(slate)
     for i, is_known in zip(mine, known.tolist(), strict=True):
         if is_known:
-            explained[i] = replace(slate[i], reason=_with_row(release, next(reasons)))
+            explained[i] = slate[i]._replace(reason=_with_row(release, next(reasons)))
     return explained
 
 
