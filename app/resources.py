@@ -101,6 +101,8 @@ class Resources:
             missing["release"] = "none was activated yet: run `segue train`"
         if (lag := self.live.lag_seconds) > LIVE_LAG_SECONDS and "postgres" not in missing:
             missing["live"] = f"the live signals are {lag:.0f} s behind"
+            if self.live.held_back_by:
+                missing["live"] += f"; they wait for {self.live.held_back_by}"
         for dependency in ("postgres", "redis"):
             telemetry.DEPENDENCY_UP.labels(dependency).set(dependency not in missing)
         return missing

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import telemetry
 from app.live import checkpoint, log
 from app.live.checkpoint import Stored, Unsaved
+from app.live.log import Horizon
 from app.settings import Settings
 from app.storage.patience import be_patient
 from models.live.state import LiveState
@@ -35,6 +36,8 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.002, 0.05
 """Between two looks while somebody waits for a transaction that an older one holds back."""
 SHARE_OF_TIME = 0.1
 """Storing checkpoints may take so much of the thread's time."""
+HELD_BACK_SECONDS = 2.0
+"""Behind by so much, it is looked up whose transaction is waited for."""
 STEP_TIMEOUT = "5min"
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,10 @@ class LiveFollower:
         self._is_loaded = False
         self._unsaved = Unsaved()
         self._store_at = 0.0
+        self.held_back_by: str | None = None
+        """Whose open transaction keeps what others committed from being counted; None where nobody's for long."""
         self._complete_at = time.monotonic()
+        self._incomplete: tuple[int, float] | None = None
         self._caught_up = threading.Event()
         self._wake = threading.Condition()
         self._waiting: list[_Waiting] = []
@@ -78,7 +84,7 @@ class LiveFollower:
         self._thread.start()
 
     def caught_up(self, seconds: float) -> bool:
-        """Whether, within so many seconds, the state holds everything that was committed at some time since start."""
+        """Whether, within so many seconds, the state holds all that could be counted at some time since start."""
         return self._caught_up.wait(seconds)
 
     def counts(self, xid: int) -> bool:
@@ -87,7 +93,7 @@ class LiveFollower:
 
     @property
     def lag_seconds(self) -> float:
-        """Since everything that was committed was in the state, and that was looked at."""
+        """Since when something that was committed then is not in the state, or Postgres was not asked."""
         lag = time.monotonic() - self._complete_at
         telemetry.LIVE_LAG.set(lag)
         return lag
@@ -180,9 +186,27 @@ class LiveFollower:
                 telemetry.LIVE_EVENTS.inc(len(changes.visit_users))
             self._advance(horizon.until)
             if horizon.until == horizon.latest:
-                self._complete_at = started
+                self._note_completeness(horizon, started)
                 self._caught_up.set()
                 return
+
+    def _note_completeness(self, horizon: Horizon, looked_at: float) -> None:
+        """An older transaction may be open, and what was committed since waits for it: of which moment is the state?
+
+        Under load there always is one, if only for a moment. So it is noted what was over at some look, and the state
+        is complete as of that look once all of it is counted.
+        """
+        if not horizon.held_back:
+            self._complete_at, self._incomplete, self.held_back_by = looked_at, None, None
+            return
+        if self._incomplete is not None and self.watermark >= self._incomplete[0]:
+            self._complete_at, self._incomplete, self.held_back_by = self._incomplete[1], None, None
+        if self._incomplete is None:
+            self._incomplete = horizon.beyond, looked_at
+        if looked_at - self._complete_at > HELD_BACK_SECONDS:
+            db = self._connection()
+            with db.begin():
+                self.held_back_by = log.holder(db)
 
     def _load(self) -> None:
         db = self._connection()

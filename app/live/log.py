@@ -46,8 +46,16 @@ _LOOK = """
          ORDER BY past.xid OFFSET %(rows)s LIMIT 1) AS cut,
         EXISTS (SELECT FROM interactions AS past WHERE past.xid >= %(since)s::xid8 AND past.xid < horizon.xid) AS fresh,
         EXISTS (SELECT FROM retractions AS gone WHERE gone.xid >= %(since)s::xid8) AS erased,
-        coalesce((SELECT retractions_from::text::bigint FROM live_checkpoint), 0) AS retractions_from
+        coalesce((SELECT retractions_from::text::bigint FROM live_checkpoint), 0) AS retractions_from,
+        pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS beyond,
+        EXISTS (SELECT FROM interactions AS past WHERE past.xid >= horizon.xid)
+            OR EXISTS (SELECT FROM retractions AS gone WHERE gone.xid >= horizon.xid) AS held_back
     FROM horizon
+"""
+# Null where this user may not see what others do.
+_HOLDER = """
+    SELECT concat('process ', pid, ' (', application_name, '), whose transaction is open since ', xact_start)
+    FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY age(backend_xid) DESC LIMIT 1
 """
 
 # All that happened on the days of new interactions. The client's clock may be minutes ahead of `received_at`: a day
@@ -87,6 +95,8 @@ class Horizon(NamedTuple):
     fresh:  whether anything is new up to `latest`
     erased: whether anything was erased
     retractions_from: retractions below are pruned
+    beyond: every transaction that is over by now is below
+    held_back: whether something is committed at or above `latest`, where an older transaction is still open
     """
 
     until: int
@@ -94,13 +104,21 @@ class Horizon(NamedTuple):
     fresh: bool
     erased: bool
     retractions_from: int
+    beyond: int
+    held_back: bool
 
 
 def look(db: Connection, since: int, *, rows: int = ROWS_PER_STEP) -> Horizon:
     """What there is at or above the mark `since`. One transaction with more than `rows` is taken whole."""
     found = db.exec_driver_sql(_LOOK, {"since": str(since), "rows": rows}).one()
     until = found.until if found.cut is None else max(found.cut, since + 1)
-    return Horizon(until, found.until, found.fresh, found.erased, found.retractions_from)
+    return Horizon(until, found.until, found.fresh, found.erased, found.retractions_from, found.beyond, found.held_back)
+
+
+def holder(db: Connection) -> str | None:
+    """Whose transaction is the oldest that has changed something; None where nobody's, or it can't be seen."""
+    found: str | None = db.exec_driver_sql(_HOLDER).scalar_one_or_none()
+    return found
 
 
 def changes(db: Connection, weights: Mapping[str, float], state: LiveState, horizon: Horizon, *, since: int) -> Changes:
