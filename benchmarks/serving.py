@@ -159,10 +159,12 @@ def serving(environment: dict[str, str], workers: int = 1) -> Iterator[tuple[str
 
 
 @contextmanager
-def serving_bare(environment: dict[str, str]) -> Iterator[tuple[str, psutil.Process]]:
-    """`bare`, under the flags that `segue serve` gives uvicorn."""
+def serving_bare(
+    environment: dict[str, str], application: str = "benchmarks.serving:bare"
+) -> Iterator[tuple[str, psutil.Process]]:
+    """An application that answers GET /hello, under the flags that `segue serve` gives uvicorn."""
     flags = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-server-header", "--log-level=warning"]
-    command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.serving:bare", *flags]
+    command = [sys.executable, "-m", "uvicorn", "--factory", application, *flags]
     with _started(command, environment, "/hello") as found:
         yield found
 

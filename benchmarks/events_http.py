@@ -1,0 +1,150 @@
+"""What POST /events costs beside a bare FastAPI POST that does nothing, and how fast it takes batches.
+
+    python -m benchmarks.events_http [--rounds 4] [--seconds 4] [--connections 64] [--batch 100]
+
+Runs on DATABASE_URL and REDIS_URL in a database of its own, dropped afterwards; without them on embedded servers in
+a temporary folder. One service with one worker, as `segue serve` starts it, and beside it a bare application under the
+same uvicorn flags, which is sent the same requests and reads no body, take turns. Every event has an id of its own; one
+in four is a like. CPU is that of the worker's process; Postgres, Valkey and the client take theirs beside it, so on few
+cores the requests per second say less than the CPU does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from fastapi import FastAPI
+
+from app.storage.database import open_engine
+from benchmarks import serving
+from benchmarks._http_load import Cost, load, post
+from benchmarks.write_path import KINDS, populate, stores
+
+USERS = ITEMS = 10_000
+BATCH_CONNECTIONS = 8
+WARM_UP_SECONDS = 2.0
+
+
+def bare() -> FastAPI:
+    """Reads no body and answers what POST /events answers. Without annotations: they would add a response model."""
+    app = serving.bare()
+
+    @app.post("/events")
+    async def events():  # type: ignore[no-untyped-def]
+        return {"accepted": 1, "duplicates": 0, "watermark": "48213"}
+
+    return app
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--rounds", type=int, default=4)
+    options.add_argument("--seconds", type=float, default=4)
+    options.add_argument("--connections", type=int, default=64)
+    options.add_argument("--batch", type=int, default=100)
+    asked = options.parse_args()
+    with ExitStack() as stack:
+        environment = stack.enter_context(prepared())
+        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+        compare(environment, asked)
+
+
+class prepared:  # noqa: N801 - a context manager, named like one
+    """The environment of a service over empty stores with known users and items."""
+
+    def __enter__(self) -> dict[str, str]:
+        self._stack = ExitStack()
+        database_url, redis_url = self._stack.enter_context(stores())
+        engine = open_engine(database_url)
+        populate(engine, USERS, ITEMS)
+        engine.dispose()
+        return {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "SEGUE_ADMIN_KEY": serving.KEY,
+            "SEGUE_LOG_LEVEL": "warning",
+            "SEGUE_INGEST_QUEUE": "50000",
+        }
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def compare(environment: dict[str, str], asked: argparse.Namespace) -> None:
+    with (
+        serving.serving(environment) as (service, worker),
+        serving.serving_bare(environment, "benchmarks.events_http:bare") as (nothing, bare_process),
+    ):
+
+        def one(url: str, process: Any, requests: Iterator[bytes], connections: int) -> Cost:
+            return load(url, process, requests, seconds=asked.seconds, connections=connections)
+
+        turns: dict[str, Callable[[], Cost]] = {
+            "no-op POST": lambda: one(nothing, bare_process, singles(), asked.connections),
+            "POST /events": lambda: one(service, worker, singles(), asked.connections),
+            "one at a time": lambda: one(service, worker, singles(), 1),
+            f"batches of {asked.batch}": lambda: one(service, worker, batches(asked.batch), BATCH_CONNECTIONS),
+        }
+        for turn in turns.values():
+            turn()
+        rounds = [{name: turn() for name, turn in turns.items()} for _ in range(asked.rounds)]
+        for name in turns:
+            per_request = asked.batch if name.startswith("batches") else 1
+            print(
+                line(name, [turn[name] for turn in rounds], [turn["no-op POST"] for turn in rounds], asked, per_request)
+            )
+
+
+def line(name: str, costs: list[Cost], bases: list[Cost], asked: argparse.Namespace, events: int) -> str:
+    rate, cpu, p50, p99 = (
+        statistics.median(values)
+        for values in (
+            [cost.requests * events / asked.seconds for cost in costs],
+            [cost.cpu_us / events for cost in costs],
+            [cost.p50_ms for cost in costs],
+            [cost.p99_ms for cost in costs],
+        )
+    )
+    shares = sorted(cost.requests * events / base.requests for cost, base in zip(costs, bases, strict=True))
+    times = statistics.median(cost.cpu_us / events / base.cpu_us for cost, base in zip(costs, bases, strict=True))
+    return (
+        f"{name:16} {rate:8,.0f} events/s   {statistics.median(shares):5.2f} ({shares[0]:.2f} to {shares[-1]:.2f}) of"
+        f" no-op's rate   {cpu:6.1f} us of CPU per event, x{times:.2f}   p50 {p50:6.1f} ms  p99 {p99:6.1f} ms"
+    )
+
+
+def singles() -> Iterator[bytes]:
+    while True:
+        yield post("/events", orjson.dumps(event()), key=serving.KEY)
+
+
+def batches(size: int) -> Iterator[bytes]:
+    """The same few over and over, with ids of their own: making events must not be what is measured."""
+    bodies = [orjson.dumps([event() | {"event_id": f"{n:04d}{'-' * 28}"} for n in range(size)]) for _ in range(50)]
+    while True:
+        body = random.choice(bodies).replace(b"-" * 28, uuid4().hex[:28].encode())
+        yield post("/events", body, key=serving.KEY)
+
+
+def event() -> dict[str, str]:
+    return {
+        "event_id": uuid4().hex,
+        "user_id": f"n{random.randint(1, USERS)}",
+        "item_id": f"n{random.randint(1, ITEMS)}",
+        "kind": random.choice(KINDS),
+        "timestamp": datetime.now(UTC).isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    main()
