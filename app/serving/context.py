@@ -19,6 +19,7 @@ from app.feedback.cache_version import CacheVersion
 from app.feedback.user_state import UserView
 from app.settings import Settings
 from app.storage.redis import VERSIONS_KEY
+from app.storage.redis_multiplexer import RedisMultiplexer, mapping
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class ContextReader:
     ) -> None:
         # A user is read in one statement, hence of one moment: a transaction around it would be two trips more.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._cache = cache
+        self._cache = RedisMultiplexer(cache)
         self._cache_sync = cache_sync
         self._settings = settings
         self._paused_until = 0.0
@@ -81,11 +82,8 @@ class ContextReader:
         """The versions that Redis knows, for answers that need no user; None where Redis could not tell."""
         if time.monotonic() >= self._paused_until:
             try:
-                async with self._cache.pipeline(transaction=False) as pipe:
-                    pipe.client_getname()
-                    pipe.hgetall(VERSIONS_KEY)
-                    server, versions = await pipe.execute()
-                return _versions(versions, server)
+                server, (versions,) = await self._cache.ask(("HGETALL", VERSIONS_KEY))
+                return _versions(mapping(versions), server)
             except (RedisError, OSError) as error:
                 self.pause_redis(error)
         return None
@@ -108,12 +106,9 @@ class ContextReader:
         return UserContext(user_id, await self._rebuilt(user_id, found), versions)
 
     async def _fetch(self, user_id: str) -> tuple[Mapping[str, str], user_state.View]:
-        async with self._cache.pipeline(transaction=False) as pipe:
-            pipe.client_getname()
-            pipe.hgetall(VERSIONS_KEY)
-            pipe.hgetall(user_state.view_key(self._cache_version.current, user_id))
-            server, versions, raw = await pipe.execute()
-        return _versions(versions, server), user_state.interpret(raw, server, time.time())
+        key = user_state.view_key(self._cache_version.current, user_id)
+        server, (versions, raw) = await self._cache.ask(("HGETALL", VERSIONS_KEY), ("HGETALL", key))
+        return _versions(mapping(versions), server), user_state.interpret(mapping(raw), server, time.time())
 
     async def _rebuilt(self, user_id: str, found: user_state.View) -> UserView | None:
         """The view from Postgres, loaded once however many requests wait for it.

@@ -21,6 +21,7 @@ from app import telemetry
 from app.errors import Gone, Invalid
 from app.serving.exploration import Draw
 from app.serving.slate import Shown
+from app.storage.redis_multiplexer import RedisMultiplexer
 from models.contracts import Reason
 
 RECENT_ITEMS = 200_000
@@ -68,7 +69,7 @@ class PageStore:
     """Keeps pinned slates. Writing is buffered, so that a first page pays no second trip to Redis."""
 
     def __init__(self, cache: redis.asyncio.Redis, *, ttl_seconds: int) -> None:
-        self._cache = cache
+        self._cache = RedisMultiplexer(cache)
         self._ttl = ttl_seconds
         self._recent: OrderedDict[str, Pinned] = OrderedDict()
         self._recent_items = 0
@@ -116,7 +117,7 @@ class PageStore:
         # A time of issue ahead of ours is another worker's clock, or forged: neither is worth a longer wait.
         deadline = time.monotonic() + min(FRESH_SECONDS - _age(cursor), FRESH_SECONDS)
         while True:
-            raw = await self._cache.get(_key(cursor, owner))
+            _, (raw,) = await self._cache.ask(("GET", _key(cursor, owner)))
             if isinstance(raw, bytes):
                 return _decode(raw)
             if time.monotonic() > deadline:
@@ -135,10 +136,12 @@ class PageStore:
             await asyncio.sleep(FLUSH_SECONDS)
             batch, self._unwritten = self._unwritten, {}
             try:
-                async with self._cache.pipeline(transaction=False) as pipe:
-                    for cursor, pinned in batch.items():
-                        pipe.set(_key(cursor, pinned.owner), _encode(pinned), ex=self._ttl)
-                    await pipe.execute()
+                await self._cache.ask(
+                    *(
+                        ("SET", _key(cursor, pinned.owner), _encode(pinned), "EX", self._ttl)
+                        for cursor, pinned in batch.items()
+                    )
+                )
             except (RedisError, OSError):
                 # This worker still knows them; elsewhere the cursor will have expired.
                 telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
