@@ -24,6 +24,7 @@ from app.catalog.rules import RulesSnapshot
 from app.catalog.snapshot import CatalogSnapshot
 from app.feedback.cache_version import CacheVersion
 from app.live.snapshot import PositionedSignals
+from app.serving.breaker import Breaker
 from app.serving.fallback import release_without_models
 from app.serving.model_host import ModelHost, ServedRelease
 from app.settings import Settings
@@ -42,8 +43,6 @@ BEFORE_ANSWERING = ("rules", "deletions")
 """Versions that a request must not be older than: a block or a deletion counts on the next answer."""
 CATCH_UP_SECONDS = 2.0
 """A request waits no longer for Postgres before it is answered from the last inventory."""
-PAUSE_SECONDS = 1.0
-"""After a failure requests do not wait for Postgres for this long; the refresher goes on trying."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +94,23 @@ class Inventory:
 class InventoryHost:
     """Keeps `current` fresh: a little behind for new items, never behind for rules and deletions."""
 
-    def __init__(self, engine: Engine, cache: redis.Redis, settings: Settings, live: LiveState) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        cache: redis.Redis,
+        settings: Settings,
+        live: LiveState,
+        postgres: Breaker | None = None,
+    ) -> None:
+        """postgres: shared with whatever else of this worker's requests asks it."""
         self._live = live
         self._engine = engine
         self._cache = cache
         self._settings = settings
         self._lock = threading.Lock()
         self._catching_up: asyncio.Task[bool] | None = None
-        self._overdue: asyncio.Task[bool] | None = None
         self._settled: Mapping[str, str] = {}
-        self._paused_until = 0.0
+        self._postgres = postgres or Breaker("postgres", patience_seconds=CATCH_UP_SECONDS)
         looked_at = time.monotonic()
         with engine.connect() as db:
             self.models = ModelHost(settings.releases_dir, database_id(db))
@@ -121,16 +127,14 @@ class InventoryHost:
         """
         if self._is_good_for(known):
             return self.current
-        if self._is_hopeless():
+        if not self._postgres.lets_through():
             return self._last_for(known)
+        since = time.monotonic()
         try:
             async with asyncio.timeout(CATCH_UP_SECONDS):
                 await self._catch_up(known)
         except (SQLAlchemyError, TimeoutError) as error:
-            telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-            log.warning("Postgres: %s; answering from the last inventory", error or "no answer in time")
-            self._paused_until = time.monotonic() + PAUSE_SECONDS
-            self._overdue = self._catching_up
+            self._postgres.failed(error, since=since, overdue=self._catching_up)
             return self._last_for(known)
         if known is not None:
             self._settled = known
@@ -141,11 +145,6 @@ class InventoryHost:
 
     def _is_behind(self, known: Mapping[str, str] | None) -> bool:
         return known is not None and known != self._settled and self.current.is_behind(known)
-
-    def _is_hopeless(self) -> bool:
-        """Whether Postgres failed a moment ago, or still owes the answer for which a request lost its patience."""
-        is_overdue = self._overdue is not None and not self._overdue.done()
-        return is_overdue or time.monotonic() < self._paused_until
 
     def _last_for(self, known: Mapping[str, str] | None) -> Inventory:
         return replace(self.current, is_stale=True) if self._is_behind(known) else self.current
@@ -168,6 +167,7 @@ class InventoryHost:
             looked_at = time.monotonic()
             with self._engine.connect() as db:
                 self.current = self._loaded(db)
+            self._postgres.answered()
             self.cache_version.seen_in_postgres(self.current.versions["cache"], looked_at)
             return self._publish()
 
