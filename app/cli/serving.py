@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,9 +25,13 @@ from app.progress import console, progress_counter
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    import uvicorn
     from sqlalchemy import Engine
 
 DEMO_DATA = Path(__file__).resolve().parents[2] / "demo" / "movietweetings-100k"
+
+COULD_NOT_START = 3
+"""Exit code, as uvicorn's own."""
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="TCP port")]
 
@@ -140,6 +143,8 @@ def _is_loopback(host: str) -> bool:
 def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bool) -> None:
     import uvicorn
 
+    from app.cli.children import JobWorker, Workers
+
     parent = serving_parent()
     os.environ["SEGUE_PARENT_PID"] = str(os.getpid())
     # uvicorn sends itself the signal once more when it has drained: it must not keep us from what follows.
@@ -151,8 +156,8 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         if worker:
-            stack.callback(_end, subprocess.Popen([sys.executable, "-m", "app.cli", "worker"]))
-        uvicorn.run(
+            stack.callback(JobWorker().end)
+        config = uvicorn.Config(
             "app.main:app_from_environment",
             factory=True,
             host=host,
@@ -165,12 +170,14 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
             timeout_graceful_shutdown=settings.drain_seconds,
             server_header=False,
         )
+        if workers > 1:
+            Workers(config, [config.bind_socket()]).run()
+        else:
+            _answer_alone(uvicorn.Server(config))
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """A training under way would take minutes more, so the second signal ends it; its job says that it failed."""
-    for end in (worker.terminate, worker.terminate, worker.kill):
-        end()
-        with suppress(subprocess.TimeoutExpired):
-            worker.wait(timeout=5)
-            return
+def _answer_alone(server: uvicorn.Server) -> None:
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(COULD_NOT_START)

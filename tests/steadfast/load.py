@@ -78,15 +78,15 @@ class Load:
                 finished.append(self._retired.popleft()[1])
             return finished
 
-    def serves(self, target: Target) -> bool:
-        """Whether it answers a stranger and takes an event, both as promised, now."""
+    def ailment(self, target: Target) -> str | None:
+        """What keeps it from answering a stranger, or from taking an event, as promised; None: nothing."""
         number = next(self._numbers)
         answer = self._ask(User(f"stranger{number}"), target)
         if not answer.is_whole:
-            return False
+            return f"GET /recommend → {answer.call} {answer.route}"
         batch = Batch((Event(f"probe-{number}", "prober", self._items[0], "view"),), time.monotonic())
         self.batches.append(batch)
-        return self._post(batch, target).status == 202
+        return None if self._post(batch, target).status == 202 else str(batch)
 
     def _write(self, chance: random.Random) -> None:
         users: list[User] = []

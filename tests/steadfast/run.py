@@ -113,8 +113,8 @@ class Run:
         with ExitStack() as stack:
             stack.callback(self._services.end)
             stack.callback(self._faults.undo)
-            if not self._heals_within(START_S):
-                raise RuntimeError(f"the services do not start: {self._services.missing()}")
+            if ailment := self._ailment_after(START_S):
+                raise RuntimeError(f"the services do not start: {ailment}\n{self._logs()}")
             self._load.start()
             stack.callback(self._load.end)
             for kinds in plan:
@@ -164,31 +164,30 @@ class Run:
     def _await_health(self, faults: list[Fault]) -> None:
         over = max(fault.over for fault in faults)
         deadline = over - time.monotonic() + self._bounds.healed_s
-        if self._heals_within(deadline):
-            for fault in faults:
-                fault.healed_at = time.monotonic()
-            return
-        what = f"not after {self._bounds.healed_s:.0f} s: {self._services.missing() or 'the answers are not whole'}"
-        self._found(Violation("not healed", what, faults[-1].began))
-        if not self._heals_within(4 * self._bounds.healed_s):
-            raise RuntimeError(f"nothing heals any more; seed {self.report.seed}\n{self._logs()}")
+        if ailment := self._ailment_after(deadline):
+            what = f"not after {self._bounds.healed_s:.0f} s: {ailment}"
+            self._found(Violation("not healed", what, faults[-1].began))
+            if ailment := self._ailment_after(4 * self._bounds.healed_s):
+                raise RuntimeError(f"nothing heals any more: {ailment}; seed {self.report.seed}\n{self._logs()}")
+        for fault in faults:
+            fault.healed_at = time.monotonic()
 
-    def _heals_within(self, seconds: float) -> bool:
-        """Everything runs, and every worker behind every service answers and takes events."""
+    def _ailment_after(self, seconds: float) -> str | None:
+        """What is still wrong after so long; None, and at once, when nothing is any more."""
         deadline = time.monotonic() + seconds
-        while not self._is_healthy():
+        while ailment := self._ailment():
             if time.monotonic() > deadline:
-                return False
+                return ailment
             self._start_again_what_ended_by_itself()
             time.sleep(_POLL_S)
-        return True
+        return None
 
-    def _is_healthy(self) -> bool:
-        if self._services.missing():
-            return False
-        return all(
-            self._load.serves(service.target) for service in self._services.each for _ in range(service.n_workers)
-        )
+    def _ailment(self) -> str | None:
+        """Whether everything runs, and every worker behind every service answers and takes events."""
+        if missing := self._services.missing():
+            return f"{', '.join(missing)} not complete"
+        asked = (service.target for service in self._services.each for _ in range(service.n_workers))
+        return next((ailment for target in asked if (ailment := self._load.ailment(target))), None)
 
     def _start_again_what_ended_by_itself(self) -> None:
         for service in self._services.each:
