@@ -36,7 +36,8 @@ def example(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
-async def _read(request: Request) -> bytes:
+async def read_json(request: Request) -> bytes:
+    """The body as it came. Raises Invalid where it does not call itself JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         # Also what keeps other sites' pages from posting here without a CORS preflight.
@@ -44,7 +45,7 @@ async def _read(request: Request) -> bytes:
     return await request.body()
 
 
-RawBody = Annotated[bytes, Depends(_read)]
+RawBody = Annotated[bytes, Depends(read_json)]
 
 
 def parse(adapter: TypeAdapter[Parsed], raw: bytes) -> Parsed:

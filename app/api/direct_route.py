@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 
+from app.api.bodies import read_json
 from app.api.dependencies import HEADER, caller_of, get_caller, get_resources, require
 
 
@@ -50,6 +51,28 @@ class DirectRoute(APIRoute):
         ):
             raise TypeError(f"{self.path}: a DirectRoute's handler takes (resources, caller, query) and nothing else")
         return model
+
+
+class DirectBodyRoute(APIRoute):
+    """A DirectRoute that calls `handler(resources, raw)`, `raw` being a `bodies.RawBody`. Who may not write is told so
+    before the body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler, asked = self.endpoint, self.dependant
+        required = [each.call for each in asked.dependencies if isinstance(each.call, require)]
+        calls = [each.call for each in asked.dependencies if not isinstance(each.call, require)]
+        if calls != [get_resources, read_json] or asked.query_params or asked.path_params or asked.header_params:
+            raise TypeError(f"{self.path}: a DirectBodyRoute's handler takes (resources, raw) and nothing else")
+
+        async def handle(request: Request) -> Response:
+            resources = request.app.state.resources
+            caller = caller_of(resources, request.headers.get(HEADER))
+            for scope in required:
+                scope.of(caller)
+            response: Response = await handler(resources, await read_json(request))
+            return response
+
+        return handle
 
 
 def _validated(model: type[BaseModel], lists: frozenset[str], given: QueryParams) -> BaseModel:

@@ -15,12 +15,13 @@ from pydantic_core import CoreSchema
 from app import telemetry
 from app.api.bodies import RawBody, Strict, documented, example, json_answer, many, parse
 from app.api.dependencies import ResourcesDep, require
+from app.api.direct_route import DirectBodyRoute
 from app.api.ids import EventId, ItemId, RequestId, SessionId, UserId
 from app.api.instants import PastInstant
 from app.errors import FieldError, Invalid
 from app.feedback.events import Event
 
-router = APIRouter(tags=["events"], dependencies=[Depends(require("write"))])
+router = APIRouter(tags=["events"], dependencies=[Depends(require("write"))], route_class=DirectBodyRoute)
 
 Kind = Literal[
     "impression", "view", "like", "dislike", "rating", "listen", "click", "share", "bookmark", "purchase",
