@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Positions = NDArray[np.int32]
+Indices = NDArray[np.integer[Any]]
+"""Positions where they are only looked up, of whatever width."""
 Scores = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -71,6 +73,33 @@ class History:
         return cls(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int8), np.empty(0, np.float64))
 
 
+class Counted(NamedTuple):
+    """What was counted of some items, and of all.
+
+    counts: float32[half-lives, k], the masses of each item's events, decayed
+    totals: float32[k], the same, undecayed
+    masses: float64[half-lives], the sums over all items
+    total:  the same, undecayed
+    """
+
+    counts: Scores
+    totals: Scores
+    masses: NDArray[np.float64]
+    total: float
+
+
+class Visits(NamedTuple):
+    """Where the latest visitors of some items were of late.
+
+    visitors: int64[s], how many each of the items had, in the order of asking
+    stops:    int32[sum of visitors, t], positions that each visitor was at, those of the first item first; -1 for
+              none, and for the item itself. Positions may be beyond those that a recommender knows.
+    """
+
+    visitors: NDArray[np.int64]
+    stops: NDArray[np.int32]
+
+
 class LiveSignals(Protocol):
     """What people do now, by position; every answer holds for the moment of asking."""
 
@@ -82,14 +111,27 @@ class LiveSignals(Protocol):
     def newest(self) -> float:
         """Unix seconds of the newest event counted, -inf without any."""
 
+    @property
+    def version(self) -> int:
+        """Another number whenever an answer may be another."""
+
     def counts(self, at: float) -> Scores:
         """float32[half-lives, n]: the masses of each item's events, decayed as of `at` (unix seconds)."""
 
     def totals(self) -> Scores:
         """float32[n]: the same, undecayed. n may differ from a recommender's number of items."""
 
+    def counted(self, positions: Indices, at: float, n: int) -> Counted:
+        """Of these positions alone, `counts` and `totals`; the sums are over positions 0 … n-1."""
+
+    def leading(self) -> Positions:
+        """Ascending: the most chosen items by each half-life and of all time, some hundreds by each; maybe more."""
+
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest users met of late too, and the share of those users, 0–1."""
+
+    def visits(self, positions: Indices) -> Visits:
+        """Where the latest users of each of the items were: what `covisited` counts, for several items at once."""
 
 
 @dataclass(frozen=True, slots=True)

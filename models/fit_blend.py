@@ -19,7 +19,7 @@ from models.live.stream import Choice, choices_of
 from models.ranking.features import CO_VISITS, CONTEXTS, SHARES, Surprise
 from models.ranking.listwise import Choices, ListwiseRanker, fit_listwise
 from models.retrieval.live_counts import LiveCounts
-from models.two_stage import Blend, live_counts_among
+from models.two_stage import Blend, live_counts_among, sources_among
 
 CUTS = (0.4, 0.7)
 """Where the sources are fitted again: those of a live service are of some days ago, too, and the first part of the
@@ -100,7 +100,7 @@ def _student(dataset: Dataset, fitted: Mapping[str, Recommender], seed: int) -> 
     live_counts = live_counts_among(fitted)
     return Blend(
         live_counts=live_counts,
-        sources={name: fitted[name] for name in names},
+        sources=sources_among(fitted, names),
         surprises=_surprises(dataset, fitted, names, seed),
         ranker=unlearned(len(names)),
         chosen={},
@@ -131,7 +131,8 @@ def _lessons(
 
 
 def _lesson(student: Blend, choice: Choice) -> _Lesson:
-    features, context, _ = student.view(choice.query)
+    view = student.view(choice.query)
+    features, context = view.features, view.context
     allowed = np.ones(features.shape[1], np.bool_)
     allowed[choice.query.excluded] = False
     shown = np.where(allowed, features, -np.inf)

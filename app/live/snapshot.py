@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import RowMap
-from models.contracts import Positions, Scores
+from models.contracts import Counted, Indices, Positions, Scores, Visits
 from models.live.state import LiveState
 
 
@@ -36,6 +36,9 @@ class PositionedSignals:
         # As after an import: then to gather is to copy, ten times faster.
         self._in_order = np.array_equal(rows.row_of_position, np.arange(len(rows.row_of_position)))
         self._gathered: _Gathered | None = None
+        # The state's leading rows, and their positions.
+        self._leading = np.empty(0, np.int32), np.empty(0, np.int32)
+        self._unknown = 0, np.empty(0, np.int64)
 
     @property
     def half_lives(self) -> tuple[float, ...]:
@@ -44,6 +47,10 @@ class PositionedSignals:
     @property
     def newest(self) -> float:
         return self._state.newest
+
+    @property
+    def version(self) -> int:
+        return self._state.version
 
     def counts(self, at: float) -> Scores:
         """float32[H, n positions]: masses decayed as of `at`; of the state's `as_of`, where that is later."""
@@ -58,12 +65,51 @@ class PositionedSignals:
         """float32[n positions]"""
         return self._current().totals
 
+    def counted(self, positions: Indices, at: float, n: int) -> Counted:
+        """Of these positions alone, `counts` and `totals`; the sums are over positions 0 … n-1."""
+        rows = self._rows.row_of_position
+        counted = self._state.counted(positions if self._in_order else rows.take(positions), at, len(self._state))
+        outside = self._rows_outside(n)
+        if not len(outside):
+            return counted
+        counts, totals, _, _ = self._state.counted(outside, at, len(self._state))
+        masses, total = counted.masses - counts.sum(axis=1), counted.total - float(totals.sum())
+        return counted._replace(masses=np.maximum(masses, 0), total=max(total, 0.0))
+
+    def leading(self) -> Positions:
+        """Ascending: the most chosen items by each half-life and of all time."""
+        rows = self._state.leading()
+        if self._leading[0] is not rows:
+            positions = self._rows.positions_of(rows)
+            self._leading = rows, np.sort(positions[positions >= 0])
+        return self._leading[1]
+
+    def visits(self, positions: Indices) -> Visits:
+        """Where the latest visitors of each of the items were, by position."""
+        rows = self._rows.row_of_position
+        visits = self._state.visits(positions if self._in_order else rows.take(positions))
+        if self._in_order:
+            return visits
+        stops = self._rows.positions_of(visits.stops.ravel()).reshape(visits.stops.shape)
+        return visits._replace(stops=stops)
+
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest visitors were at of late, and the share of those visitors, 0–1."""
         rows, shares = self._state.covisited(int(self._rows.row_of_position[position]))
         positions = self._rows.positions_of(rows)
         known = positions >= 0
         return positions[known], shares[known]
+
+    def _rows_outside(self, n: int) -> NDArray[np.int64]:
+        """Rows that are counted and are at none of the positions 0 … n-1: of items that are gone, mostly."""
+        counted = len(self._state)
+        if self._in_order:
+            return np.arange(min(n, len(self._rows.row_of_position)), counted)
+        if n != len(self._rows.row_of_position):
+            return np.setdiff1d(np.arange(counted), self._rows.row_of_position[:n])
+        if self._unknown[0] != counted:
+            self._unknown = counted, np.setdiff1d(np.arange(counted), self._rows.row_of_position)
+        return self._unknown[1]
 
     def _current(self) -> _Gathered:
         gathered = self._gathered

@@ -39,6 +39,9 @@ class DecayedCounters:
         self._sums = np.zeros((len(half_lives), max(n_items, 16)), np.float64)
         self._totals = np.zeros(max(n_items, 16), np.float64)
         self._entries = np.zeros(max(n_items, 16), np.int64)
+        # Sums over all items: to add up a million of them takes longer than to answer.
+        self._all_sums = np.zeros(len(half_lives), np.float64)
+        self._all_total = 0.0
         self._n = n_items
 
     def __len__(self) -> int:
@@ -71,10 +74,40 @@ class DecayedCounters:
         if not self._n or np.isnan(self._landmarks[0]):
             return np.zeros((len(self._lives), self._n), np.float32)
         with np.errstate(under="ignore"):
-            factors = np.exp2((self._landmarks - max(time, self.newest)) / self._lives)
-            decayed = self._sums[:, : self._n] * factors[:, None]
+            decayed = self._sums[:, : self._n] * self._factors(time)[:, None]
             # What was taken back may leave a rest of rounding below 0.
             return np.maximum(decayed, 0, out=decayed).astype(np.float32)
+
+    def of(self, items: NDArray[np.integer[Any]], time: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """float32[H, k] and float32[k]: what `at` and `totals` say of these items; 0 of items never seen."""
+        if not self._n or np.isnan(self._landmarks[0]):
+            return np.zeros((len(self._lives), len(items)), np.float32), np.zeros(len(items), np.float32)
+        if len(items) and items.max() >= self._n:
+            known = items < self._n
+            counts, totals = self.of(np.where(known, items, 0), time)
+            return np.where(known, counts, np.float32(0)), np.where(known, totals, np.float32(0))
+        decayed = self._sums.take(items, axis=1)
+        decayed *= self._factors(time)[:, None]
+        counts, totals = decayed.astype(np.float32), self._totals.take(items).astype(np.float32)
+        return np.maximum(counts, 0, out=counts), np.maximum(totals, 0, out=totals)
+
+    def masses(self, time: float) -> tuple[NDArray[np.float64], float]:
+        """float64[H], and of all time: the sums over all items, decayed as of `time` as `at` is."""
+        if np.isnan(self._landmarks[0]):
+            return np.zeros(len(self._lives)), 0.0
+        return np.maximum(self._all_sums * self._factors(time), 0), max(self._all_total, 0.0)
+
+    def leaders(self, most: int, among: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Ascending: the `most` highest by each half-life and of all time; whenever, for decay changes no order.
+
+        among: items of which alone to choose
+        """
+        n = self._n if among is None else len(among)
+        if n <= most:
+            return np.arange(n) if among is None else np.sort(among)
+        rows = (sums[:n] if among is None else sums[among] for sums in (*self._sums, self._totals))
+        found = np.unique(np.concatenate([np.argpartition(row, n - most)[n - most :] for row in rows]))
+        return found if among is None else np.sort(among[found])
 
     def parts(self, first: int, last: int) -> dict[str, NDArray[Any]]:
         """The counters of items first … last-1 as arrays, for `restore`."""
@@ -98,27 +131,42 @@ class DecayedCounters:
         with np.errstate(under="ignore"):
             self._raise_landmarks(float(parts["newest"]))
             shift = np.rint((parts["landmarks"] - self._landmarks) / self._lives).astype(np.int64)
-            self._sums[:, first:last] = _scaled(parts["sums"], shift)
+            restored = _scaled(parts["sums"], shift)
+            self._all_sums += restored.sum(axis=1) - self._sums[:, first:last].sum(axis=1)
+            self._sums[:, first:last] = restored
+        self._all_total += float(parts["totals"].sum() - self._totals[first:last].sum())
         self._totals[first:last] = parts["totals"]
         self._entries[first:last] = parts["entries"]
 
+    def _factors(self, time: float) -> NDArray[np.float64]:
+        return np.exp2((self._landmarks - max(time, self.newest)) / self._lives)
+
     def _add_each(self, items: NDArray[np.int32], masses: NDArray[np.float64], timestamps: NDArray[np.float64]) -> None:
         for item, mass, time in zip(items.tolist(), masses.tolist(), timestamps.tolist(), strict=True):
-            self._sums[:, item] += mass * np.exp2((time - self._landmarks) / self._lives)
+            added = mass * np.exp2((time - self._landmarks) / self._lives)
+            self._sums[:, item] += added
             self._totals[item] += mass
+            self._all_sums += added
+            self._all_total += mass
             self._entries[item] += (mass > 0) - (mass < 0)
             if not self._entries[item]:
-                self._sums[:, item] = 0
-                self._totals[item] = 0
+                self._empty(item)
 
     def _add_all(self, items: NDArray[np.int32], masses: NDArray[np.float64], timestamps: NDArray[np.float64]) -> None:
-        for sums, landmark, life in zip(self._sums, self._landmarks, self._lives, strict=True):
-            np.add.at(sums, items, masses * np.exp2((timestamps - landmark) / life))
+        for row, (landmark, life) in enumerate(zip(self._landmarks, self._lives, strict=True)):
+            added = masses * np.exp2((timestamps - landmark) / life)
+            np.add.at(self._sums[row], items, added)
+            self._all_sums[row] += added.sum()
         np.add.at(self._totals, items, masses)
+        self._all_total += float(masses.sum())
         np.add.at(self._entries, items, np.sign(masses).astype(np.int64))
-        emptied = items[self._entries[items] == 0]
-        self._sums[:, emptied] = 0
-        self._totals[emptied] = 0
+        self._empty(np.unique(items[self._entries[items] == 0]))
+
+    def _empty(self, items: int | NDArray[np.int32]) -> None:
+        self._all_sums -= self._sums[:, items].reshape(len(self._lives), -1).sum(axis=1)
+        self._all_total -= float(np.sum(self._totals[items]))
+        self._sums[:, items] = 0
+        self._totals[items] = 0
 
     def _raise_landmarks(self, newest: float) -> None:
         self.newest = max(self.newest, newest)
@@ -129,6 +177,7 @@ class DecayedCounters:
         if not np.isnan(self._landmarks[0]):
             powers = np.rint((self._landmarks - wanted)[moves] / self._lives[moves]).astype(np.int64)
             self._sums[moves] = _scaled(self._sums[moves], powers)
+            self._all_sums[moves] = _scaled(self._all_sums[moves, None], powers)[:, 0]
         self._landmarks = np.where(moves, wanted, self._landmarks)
         self._horizon = float((self._landmarks + _HEADROOM * self._lives).min())
 

@@ -72,7 +72,7 @@ class RecencyLists:
         return self._times[start : start + int(self._count[key])].copy()
 
     def table(self, keys: Others) -> NDArray[np.int32]:
-        """int32[k, depth]: the lists of known keys, filled up with NOBODY. Only where rooms have one size."""
+        """int32[k, depth]: the lists of known keys, filled up with NOBODY; a copy. Only where rooms have one size."""
         return self._others.reshape(-1, self.depth).take(self._start.take(keys) // self.depth, axis=0)
 
     def meet(self, keys: Others, others: Others, times: Times) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Positions, Scores
+from models.contracts import Counted, Indices, Positions, Scores, Visits
 from models.live.changes import Changes, DayLedger
 from models.live.counters import HALF_LIVES, DecayedCounters
+from models.live.leaders import Leaders
 from models.live.recency import ONE_BY_ONE
 from models.live.trails import Trails
 
@@ -29,6 +30,7 @@ class LiveState:
         self._lock = threading.Lock()
         self._counters = DecayedCounters(half_lives, n_items)
         self._trails = Trails()
+        self._leaders = Leaders()
         self._version = 0
         # As of which version, and what it was then.
         self._newest = 0, -np.inf
@@ -69,6 +71,7 @@ class LiveState:
         with self._lock:
             self._version += 1
             self._counters.add(changes.counted_items, changes.counted_masses, changes.counted_at)
+            self._leaders.counted(changes.counted_items, changes.counted_masses)
             if after is not None:
                 self._trails.write(after)
                 return
@@ -82,7 +85,7 @@ class LiveState:
         """Takes over what another state holds, which must not be used any more."""
         with self._lock:
             self._version += 1
-            self._counters, self._trails = other._counters, other._trails
+            self._counters, self._trails, self._leaders = other._counters, other._trails, other._leaders
 
     def counts(self, at: float) -> Scores:
         """float32[H, n]: masses decayed as of `at` in unix seconds; of `as_of`, where that is later."""
@@ -94,6 +97,21 @@ class LiveState:
         with self._lock:
             return self._counters.totals
 
+    def counted(self, positions: Indices, at: float, n: int) -> Counted:
+        """See `LiveSignals.counted`."""
+        with self._lock:
+            counts, totals = self._counters.of(positions, at)
+            masses, total = self._counters.masses(at)
+            if n < len(self._counters):
+                beyond, beyond_totals = self._counters.of(np.arange(n, len(self._counters)), at)
+                masses, total = masses - beyond.sum(axis=1), total - float(beyond_totals.sum())
+        return Counted(counts, totals, np.maximum(masses, 0), max(total, 0.0))
+
+    def leading(self) -> NDArray[np.int32]:
+        """int32[k], ascending: see `LiveSignals.leading`. The same array until others lead."""
+        with self._lock:
+            return self._leaders.of(self._counters)
+
     def last_at(self) -> NDArray[np.float64]:
         """float64[n]: unix seconds of each item's newest event, -inf where none."""
         with self._lock:
@@ -104,6 +122,12 @@ class LiveState:
         """Items that the item's latest users visited of late, ascending, and the share of those users, 0–1."""
         with self._lock:
             return self._trails.covisited(position)
+
+    def visits(self, positions: Indices) -> Visits:
+        """See `LiveSignals.visits`."""
+        items = positions.tolist()
+        with self._lock:
+            return self._trails.visits(items)
 
     def trail(self, user: int) -> Positions:
         """int32[≤ 10]: the user's latest items, newest first."""
@@ -147,6 +171,7 @@ class LiveState:
         with self._lock:
             self._version += 1
             self._counters.restore(first, parts)
+            self._leaders = Leaders()
             self._trails.restore_items(first, visitors)
 
     def restore_users(self, first: int, parts: Mapping[str, NDArray[Any]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.contracts import Visits
 from models.live.recency import NOBODY, ONE_BY_ONE, Lists, Others, RecencyLists, Times
 
 TRAIL = 10
@@ -103,6 +104,16 @@ class Trails:
         items, counts = found[bounds[:-1]], bounds[1:] - bounds[:-1]
         others = (items != NOBODY) & (items != item)
         return items[others], (counts[others] / len(users)).astype(np.float32)
+
+    def visits(self, items: list[int]) -> Visits:
+        """The trails of the items' latest users, by item; without the item itself."""
+        users = [self._users_of.others(item) for item in items]
+        visitors = np.array([len(each) for each in users], np.int64)
+        if not visitors.any():
+            return Visits(visitors, np.empty((0, TRAIL), np.int32))
+        stops = self._items_of.table(np.concatenate(users))
+        np.putmask(stops, stops == np.repeat(np.array(items, np.int32), visitors)[:, None], NOBODY)
+        return Visits(visitors, stops)
 
     def item_parts(self, first: int, last: int) -> dict[str, NDArray[Any]]:
         """The visitors of items first … last-1 as arrays."""

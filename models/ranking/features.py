@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Positions, Query, Scores
+from models.contracts import Indices, Mask, Positions, Query, Scores, Visits
 from models.live.counters import HALF_LIVES
 
 STEPS_BACK = 10
@@ -27,71 +27,97 @@ CO_VISITS = ("co-visits", "co-visits of the last item")
 CONTEXTS = ("history length", "no history", "minutes since the last", "currency of the latest", "currency of the last")
 
 
-class Step(NamedTuple):
-    """One item of a history, and where its visitors were of late.
-
-    items:  int32[k], ascending; all of them positions below the number asked for
-    shares: float32[k], of the visitors, discounted by how many steps back the item lies
-    """
-
-    position: int
-    items: Positions
-    shares: Scores
-
-
-def steps_back(query: Query, n: int) -> list[Step]:
-    """Of the last ten items of the history, the newest first; n: positions 0 … n-1 are spoken of.
-
-    None without live signals. Each step back is discounted by 0.75.
-    """
-    if query.live is None:
-        return []
-    steps = []
-    for back, position in enumerate(query.history.positions[-STEPS_BACK:][::-1].tolist()):
-        items, shares = query.live.covisited(position)
-        known = int(np.searchsorted(items, n))
-        steps.append(Step(position, items[:known], shares[:known] * np.float32(STEP_DISCOUNT**back)))
-    return steps
-
-
-def co_visits(steps: Sequence[Step], n: int) -> NDArray[np.float32]:
-    """float32[2, n]: logarithms of how often visitors of the user's latest items, and of the last one, met each item.
+class CoVisits:
+    """Where the visitors of the user's latest items were of late, the newest item first.
 
     An item-to-item neighbourhood on what people did lately (Sarwar et al. 2001), which in session-based
     recommendation is hard to beat (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
+    Each item's visitors share out 1, discounted by 0.75 for each step back.
+
+    seeds: int32[s], the user's latest items
+    n:     positions 0 … n-1 are spoken of
     """
-    met = np.full((2, n), _LEAST_SHARE, np.float32)
-    for step in steps:
-        met[0, step.items] += step.shares
-    for step in steps[:1]:
-        met[1, step.items] += step.shares
-    return np.log(met, out=met)
+
+    def __init__(self, seeds: Positions, visits: Visits, n: int) -> None:
+        self.seeds = seeds
+        self._visits = visits
+        self._discounts = _DISCOUNTS[: len(seeds)] / np.maximum(visits.visitors, 1)
+        # What is nowhere, or beyond those spoken of, goes to the last place, which nobody asks for.
+        stops = visits.stops.ravel()
+        self._stops = np.where(stops.view(np.uint32) < n, stops, n)
+        weights = np.repeat(self._discounts, visits.visitors * visits.stops.shape[1])
+        self._met = np.bincount(self._stops, weights, n + 1)
+        of_last = len(self._stops) and int(visits.visitors[0]) * visits.stops.shape[1]
+        self._met_after_last = np.bincount(self._stops[:of_last], weights[:of_last], n + 1)
+
+    @classmethod
+    def of(cls, query: Query, n: int) -> CoVisits | None:
+        """Of the last ten items of the history; None without any, and without live signals."""
+        if query.live is None or len(query.history) == 0:
+            return None
+        seeds = query.history.positions[: -STEPS_BACK - 1 : -1]
+        return cls(seeds, query.live.visits(seeds), n)
+
+    def features(self, positions: Indices | None = None) -> NDArray[np.float32]:
+        """float32[2, k], of all n without positions: logarithms of how often visitors of all the seeds, and of the
+        newest alone, met each."""
+        if positions is None:
+            found = np.stack([self._met[:-1], self._met_after_last[:-1]])
+        else:
+            found = np.stack([self._met.take(positions), self._met_after_last.take(positions)])
+        shares: NDArray[np.float32] = np.add(found, _LEAST_SHARE).astype(np.float32)
+        return np.log(shares, out=shares)
+
+    def nominees(self, most: int) -> NDArray[np.int64]:
+        """int64[≤ most]: the most met, in any order."""
+        met = np.flatnonzero(self._met[:-1])
+        if len(met) <= most:
+            return met
+        return met[np.argpartition(self._met[met], len(met) - most)[len(met) - most :]]
+
+    def leading(self, positions: Positions, seeds: Mask) -> list[int | None]:
+        """Of each position, that of the seeds whose visitors met it most; None where those of none did.
+
+        seeds: bool[s], which may lead
+        """
+        s, k = len(self.seeds), len(positions)
+        column = np.full(int(self._stops.max(initial=0)) + 1, k)
+        column[positions[positions < len(column)]] = np.flatnonzero(positions < len(column))
+        rows = np.repeat(np.arange(s), self._visits.visitors * self._visits.stops.shape[1])
+        met = np.bincount(rows * (k + 1) + column[self._stops], minlength=s * (k + 1)).reshape(s, k + 1)[:, :k]
+        shares = met * (self._discounts * seeds)[:, None]
+        leaders, most = self.seeds[shares.argmax(axis=0)].tolist(), shares.max(axis=0).tolist()
+        return [leader if share > 0 else None for leader, share in zip(leaders, most, strict=True)]
 
 
-def leading_step(steps: Sequence[Step], positions: Positions) -> list[int | None]:
-    """Of each position, the item of the steps whose visitors met it most; None where none did."""
-    shares = np.zeros((len(steps) + 1, len(positions)), np.float32)
-    for row, step in enumerate(steps, start=1):
-        places = np.searchsorted(step.items, positions)
-        met = np.isin(positions, step.items)
-        shares[row, met] = step.shares[places[met]]
-    leaders = [None, *(step.position for step in steps)]
-    return [leaders[row] for row in shares.argmax(axis=0).tolist()]
+_DISCOUNTS = STEP_DISCOUNT ** np.arange(STEPS_BACK)
+NO_CO_VISITS = np.log(np.float32(_LEAST_SHARE))
+"""The co-visit features of what nobody met."""
+
+
+def latest_known(query: Query, n: int) -> Positions:
+    """int32[≤ 3]: the last items of the history that are among positions 0 … n-1: by them it is current or old."""
+    positions = query.history.positions
+    if len(positions) and positions.max() >= n:
+        positions = positions[positions < n]
+    return positions[-_LATEST:]
 
 
 def context_of(query: Query, log_shares: Scores) -> NDArray[np.float32]:
     """float32[5], in the order of CONTEXTS: how well the user is known, how long ago they came, how current their
-    taste is (the logarithm of what share their latest items have now)."""
-    history = query.history
-    latest = history.positions[history.positions < log_shares.shape[1]][-_LATEST:]
-    if len(latest) == 0:
+    taste is (the logarithm of what share their latest items have now).
+
+    log_shares: float32[h + 1, ≤ 3], of the items that `latest_known` gives
+    """
+    if log_shares.shape[1] == 0:
         return np.array([0, 1, 0, 0, 0], np.float32)
-    currency = log_shares[_USUAL, latest]
+    history, currency = query.history, log_shares[_USUAL].tolist()
     minutes = max(query.at - float(history.timestamps[-1]), 0.0) / 60
-    return np.array([np.log1p(len(history)), 0, np.log1p(minutes), currency.mean(), currency[-1]], np.float32)
+    context = [math.log1p(len(history)), 0, math.log1p(minutes), sum(currency) / len(currency), currency[-1]]
+    return np.array(context, np.float32)
 
 
-_WIDEST = 4.0
+WIDEST = np.float32(4.0)
 _SHRINKAGE = 0.3
 """Part of the median deviation added to each item's, so that rarely scored items don't look surprising."""
 
@@ -142,4 +168,4 @@ class Surprise:
         found = np.where(known, scores, np.float32(0))
         found -= self.mean
         found *= self.scale
-        return np.clip(found, -_WIDEST, _WIDEST, out=found)
+        return np.clip(found, -WIDEST, WIDEST, out=found)

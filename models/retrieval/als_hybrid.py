@@ -18,11 +18,12 @@ from scipy import sparse
 from scipy.linalg.lapack import dposv
 from threadpoolctl import threadpool_limits
 
-from models.contracts import Arrays, History, Parameters, Parts, Positions, Progress, Query, Reason, Scores
+from models.contracts import Arrays, History, Indices, Parameters, Parts, Positions, Progress, Query, Reason, Scores
 from models.data.dataset import Dataset, latest_per_pair
 from models.data.terms import unit_rows
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.item_rows import ItemRows, cosines
+from models.retrieval.opinions import NOMINEES, highest
 from models.retrieval.popularity_kinds import choose_kind
 from models.retrieval.tuning import DEFAULT_TREND_WEIGHT, Mix, Trial, choose_mix, hold_out_in_turn
 
@@ -108,17 +109,18 @@ class AlsHybrid(DenseRecommender):
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         """`similar_to_liked` where content speaks louder than the factors, `taste` elsewhere."""
+        opinion = self.opinion(query)
+        return [Reason("taste")] * len(positions) if opinion is None else opinion.reasons(positions)
+
+    def opinion(self, query: Query) -> AlsOpinion | None:
         history = known_part(query.history, self.n_items)
-        liked = history.liked
-        if len(history) == 0 or len(liked) == 0:
-            return [Reason("taste")] * len(positions)
-        user, rows, f = self.user_vector(history), self.vectors.take(positions), len(self.gramian)
-        by_content = rows[:, f:] @ user[f:] > rows[:, :f] @ user[:f]
-        nearest = liked[(rows[:, f:] @ self.vectors.take(liked)[:, f:].T).argmax(axis=1)]
-        return [
-            Reason("similar_to_liked", int(seed)) if louder else Reason("taste")
-            for louder, seed in zip(by_content, nearest, strict=True)
-        ]
+        return AlsOpinion(self, history, self.user_vector(history)) if len(history) else None
+
+    def rows_of(self, positions: Indices) -> Scores:
+        return self.vectors.take(positions)
+
+    def offsets(self) -> Scores:
+        return np.where(np.isfinite(self.prior), self.prior, np.float32(0))
 
     def similar(self, position: int) -> Scores:
         """float32[n_items]: cosine of the item vectors: of much-used items mostly factors, of others content."""
@@ -169,6 +171,34 @@ class AlsHybrid(DenseRecommender):
         # Content rows have the length `scale`: divided out, a cosine of 1 adds the weight.
         profile = content_profile(rows[:, f:], history) * (self.content_weight / self.content_map.scale)
         return np.concatenate([factors, profile]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class AlsOpinion:
+    """See `Opinion`. user: float32[f + p], `AlsHybrid.user_vector` of the history"""
+
+    recommender: AlsHybrid
+    history: History
+    user: Scores
+
+    def nominees(self) -> Positions:
+        return highest(self.recommender.vectors.dot(self.user) + self.recommender.prior, NOMINEES)
+
+    def scores(self, rows: Scores) -> Scores:
+        return np.asarray(rows @ self.user)
+
+    def reasons(self, positions: Positions) -> list[Reason]:
+        liked = self.history.liked
+        if len(liked) == 0:
+            return [Reason("taste")] * len(positions)
+        vectors, f = self.recommender.vectors, len(self.recommender.gramian)
+        rows, user = vectors.take(positions), self.user
+        by_content = rows[:, f:] @ user[f:] > rows[:, :f] @ user[:f]
+        nearest = liked[(rows[:, f:] @ vectors.take(liked)[:, f:].T).argmax(axis=1)]
+        return [
+            Reason("similar_to_liked", seed) if louder else Reason("taste")
+            for louder, seed in zip(by_content.tolist(), nearest.tolist(), strict=True)
+        ]
 
 
 def fold_in(rows: Scores, confidence: Scores, gramian: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,10 +11,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from models.contracts import Arrays, History, Parameters, Parts, Positions, Progress, Query, Reason, Scores
+from models.contracts import Arrays, History, Indices, Parameters, Parts, Positions, Progress, Query, Reason, Scores
 from models.data.terms import unit_rows
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.item_rows import ItemRows, cosines
+from models.retrieval.opinions import NOMINEES, highest
 
 RECENCY = 2.0
 """Items after which one counts half: what comes next resembles the last item more than taste in general."""
@@ -48,7 +49,14 @@ class ContentProfile(DenseRecommender):
         if len(latest) == 0:
             return [Reason("similar_to_liked")] * len(positions)
         nearest = (self.rows.take(positions) @ self.rows.take(latest).T).argmax(axis=1)
-        return [Reason("similar_to_liked", int(latest[seed])) for seed in nearest]
+        return [Reason("similar_to_liked", seed) for seed in latest[nearest].tolist()]
+
+    def opinion(self, query: Query) -> ProfileOpinion | None:
+        profile = self._profile(query.history)
+        return ProfileOpinion(self, query, profile) if profile.any() else None
+
+    def rows_of(self, positions: Indices) -> Scores:
+        return self.rows.take(positions)
 
     def similar(self, position: int) -> Scores:
         """float32[n_items]: cosine of the content."""
@@ -75,6 +83,24 @@ class ContentProfile(DenseRecommender):
         profile = recency @ self.rows.take(latest)
         length = np.linalg.norm(profile)
         return np.asarray(profile / length if length > 0 else profile, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOpinion:
+    """See `Opinion`. profile: float32[d] of length 1"""
+
+    recommender: ContentProfile
+    query: Query
+    profile: Scores
+
+    def nominees(self) -> Positions:
+        return highest(self.recommender.rows.dot(self.profile), NOMINEES)
+
+    def scores(self, rows: Scores) -> Scores:
+        return np.asarray(rows @ self.profile)
+
+    def reasons(self, positions: Positions) -> list[Reason]:
+        return self.recommender.reasons(self.query, positions)
 
 
 def fit_content_profile(content: Scores, *, progress: Progress) -> ContentProfile:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from models.contracts import Candidates, Query, Scores
+from models.contracts import Candidates, Indices, Mask, Positions, Query, Reason, Scores
+from models.retrieval.opinions import DenseOpinion, Opinion
 
 
 class DenseRecommender(ABC):
@@ -20,8 +23,30 @@ class DenseRecommender(ABC):
     def scores(self, query: Query) -> Scores:
         """float32[n_items], -inf where there is no opinion."""
 
+    @abstractmethod
+    def reasons(self, query: Query, positions: Positions) -> list[Reason]:
+        """One reason for each position."""
+
     def recommend(self, query: Query) -> Candidates:
         return best(self.scores(query), query)
+
+    def opinion(self, query: Query) -> Opinion | None:
+        """See `Source.opinion`."""
+        scores = self.scores(query)
+        return DenseOpinion(self, query, scores) if np.isfinite(scores).any() else None  # type: ignore[arg-type]
+
+    def rows_of(self, positions: Indices) -> NDArray[Any]:
+        """See `Source.rows_of`."""
+        return positions
+
+    def offsets(self) -> Scores:
+        """See `Source.offsets`."""
+        return np.zeros(self.n_items, np.float32)
+
+    @property
+    @abstractmethod
+    def n_items(self) -> int:
+        """Positions it can speak of."""
 
 
 def best(scores: Scores, query: Query) -> Candidates:
@@ -35,6 +60,28 @@ def best(scores: Scores, query: Query) -> Candidates:
     order = np.argsort(-allowed[found], kind="stable")[: query.limit]
     positions = found[order].astype(np.int32)
     return Candidates(positions, allowed[positions].astype(np.float32))
+
+
+def best_among(positions: Indices, scores: Scores, allowed: Mask, limit: int) -> Candidates:
+    """The `limit` highest of the scores of these positions, of those that are allowed; ties go to the lower position.
+
+    allowed: bool[n_items], as `is_allowed` gives it
+    """
+    found = allowed[positions].nonzero()[0]
+    if limit < len(found):
+        left = scores[found]
+        least = np.partition(left, len(left) - limit)[len(left) - limit] if limit else np.inf
+        found = found[left >= least]
+    order = np.lexsort((positions[found], -scores[found]))[:limit]
+    found = found[order]
+    return Candidates(positions[found].astype(np.int32), scores[found])
+
+
+def is_allowed(query: Query, n: int) -> Mask:
+    """bool[n]: the items that the query neither filters out nor excludes."""
+    allowed = np.ones(n, np.bool_) if query.eligible is None else query.eligible[:n].copy()
+    allowed[query.excluded[query.excluded < n]] = False
+    return allowed
 
 
 def allowed_scores(scores: Scores, query: Query) -> Scores:

@@ -8,6 +8,7 @@ Dense only while it is computed, for a bounded number of items; of each row the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.contracts import Arrays, History, Parameters, Parts, Positions, Progress, Query, Reason, Scores
+from models.contracts import Arrays, History, Indices, Parameters, Parts, Positions, Progress, Query, Reason, Scores
 from models.data.dataset import Dataset
 from models.retrieval.dense import DenseRecommender
+from models.retrieval.opinions import NOMINEES, highest
 from models.retrieval.tuning import HeldOut, hold_out_newest, ndcg
 
 MOST_ITEMS = 3_000
@@ -80,6 +82,25 @@ class ItemSimilarity(DenseRecommender):
             for seed, most in zip(seeds, added.max(axis=0), strict=True)
         ]
 
+    def opinion(self, query: Query) -> EaseOpinion | None:
+        rows, weights = self._met(query.history, query.at)
+        return EaseOpinion.of(self, query, rows, weights) if len(rows) else None
+
+    def rows_of(self, positions: Indices) -> NDArray[np.int32]:
+        """int32[k]: the rows of `items` that the positions have, `len(items)` for those that are not compared."""
+        return self._row_of_position.take(positions)
+
+    @cached_property
+    def _row_of_position(self) -> NDArray[np.int32]:
+        rows = np.full(self.n_items, len(self.items), np.int32)
+        rows[self.items] = np.arange(len(self.items))
+        return rows
+
+    @cached_property
+    def _rows_of_neighbours(self) -> NDArray[np.int32]:
+        """int32[k, t]"""
+        return self._row_of_position[self.neighbours]
+
     def similar(self, position: int) -> Scores:
         """float32[n_items]: what having met the item adds to each; -inf for all but its neighbours."""
         similarities = np.full(self.n_items, -np.inf, np.float32)
@@ -128,6 +149,33 @@ class ItemSimilarity(DenseRecommender):
         towards = np.zeros((len(rows), len(positions)), np.float32)
         towards[np.nonzero(found)[0], columns[found]] = self.strengths[rows][found]
         return towards
+
+
+@dataclass(frozen=True, slots=True)
+class EaseOpinion:
+    """See `Opinion`. sums: float32[len(items) + 1], of strengths over the history; 0 for the last, which is none."""
+
+    recommender: ItemSimilarity
+    query: Query
+    sums: Scores
+
+    @classmethod
+    def of(cls, recommender: ItemSimilarity, query: Query, rows: NDArray[np.int64], weights: Scores) -> Self:
+        strengths = recommender.strengths.take(rows, axis=0)
+        strengths *= weights[:, None]
+        neighbours = recommender._rows_of_neighbours.take(rows, axis=0)
+        sums = np.bincount(neighbours.ravel(), strengths.ravel(), minlength=len(recommender.items) + 1)
+        return cls(recommender, query, sums.astype(np.float32))
+
+    def nominees(self) -> Positions:
+        rows = highest(self.sums[:-1], NOMINEES)
+        return self.recommender.items[rows[self.sums[rows] > 0]]
+
+    def scores(self, rows: NDArray[np.int32]) -> Scores:
+        return self.sums.take(rows)
+
+    def reasons(self, positions: Positions) -> list[Reason]:
+        return self.recommender.reasons(self.query, positions)
 
 
 def fit_item_similarity(

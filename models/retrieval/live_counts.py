@@ -7,14 +7,16 @@ lets expect (additive smoothing towards a background model, as in language model
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.contracts import (
     Arrays,
+    Indices,
     LiveSignals,
     Parameters,
     Parts,
@@ -32,6 +34,10 @@ from models.retrieval.dense import DenseRecommender
 
 PSEUDO_EVENTS = 2.0
 """Events at the rate of all-time popularity that are added to every decayed counter."""
+MOST_KEPT = 65_536
+"""Up to so many items the shares of all are kept for as long as they hold; of more, only those asked for are told."""
+_SOME = 4_096
+MOST_LEADING = 500
 _LEAST_EXPECTED, _MOST_EXPECTED = 0.03, 3.0
 _RIDGE = 10.0
 DEFAULT = HALF_LIVES.index(86_400.0)
@@ -66,6 +72,25 @@ class ExpectedCounts:
         return cls(np.linalg.solve(rows.T @ rows + penalty, rows.T @ target).astype(np.float32))
 
 
+class _Moment(NamedTuple):
+    """The shares of all items at one time. at: whole unix seconds; average: float32[h + 1]"""
+
+    live: LiveSignals | None
+    version: int
+    at: float
+    shares: Scores
+    average: Scores
+
+
+class _Kept:
+    """The shares of the last moment asked about: one object, replaced as a whole, so threads may share it."""
+
+    __slots__ = ("moment",)
+
+    def __init__(self) -> None:
+        self.moment: _Moment | None = None
+
+
 @dataclass(frozen=True)
 class LiveCounts(DenseRecommender):
     """Built by `fit_live_counts` or `from_parts`. Every item has a finite score, also those never met.
@@ -81,6 +106,7 @@ class LiveCounts(DenseRecommender):
     expect: ExpectedCounts
     expected: Scores
     served: int
+    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
 
     @property
     def n_items(self) -> int:
@@ -94,7 +120,28 @@ class LiveCounts(DenseRecommender):
         return np.asarray(self.log_shares(query)[self.served])
 
     def log_shares(self, query: Query) -> Scores:
-        """float32[h + 1, n_items]: logarithm of each item's share of what people do, by half-life, then of all time."""
+        """float32[h + 1, n_items]: logarithm of each item's share of what people do, by half-life, then of all time.
+
+        As of the second before: within it the shares stay as they are until something happens.
+        """
+        return self._now(query).shares
+
+    def _now(self, query: Query) -> _Moment:
+        live, at, version = query.live, 0.0, 0
+        if live is not None:
+            # Before the counts: what is folded between the two is then counted again for the next question.
+            at, version = float(np.floor(query.at)), live.version
+        moment = self._kept.moment
+        if moment is None or moment.live is not live or moment.version != version or moment.at != at:
+            shares = self._log_shares(replace(query, at=at))
+            shares.setflags(write=False)
+            average = shares.sum(axis=1) / max(self.n_items, 1)
+            moment = _Moment(live, version, at, shares, average.astype(np.float32))
+            if self.n_items <= MOST_KEPT:
+                self._kept.moment = moment
+        return moment
+
+    def _log_shares(self, query: Query) -> Scores:
         counts, totals = self._counted(query)
         totals = totals + self.expected
         shares = np.empty((len(counts) + 1, self.n_items), np.float32)
@@ -102,6 +149,39 @@ class LiveCounts(DenseRecommender):
         np.add(counts, np.float32(PSEUDO_EVENTS) * background, out=shares[:-1])
         shares[:-1] /= counts.sum(axis=1, keepdims=True) + np.float32(PSEUDO_EVENTS)
         return np.log(shares, out=shares)
+
+    def log_shares_of(self, query: Query, positions: Indices) -> Scores:
+        """float32[h + 1, k]: what `log_shares` says of these positions, for whom it need not look at all the others."""
+        if query.live is None or self.n_items <= MOST_KEPT:
+            return np.asarray(self._now(query).shares.take(positions, axis=1))
+        counts, totals, masses, total = query.live.counted(positions, query.at, self.n_items)
+        shares = np.empty((len(counts) + 1, len(positions)), np.float32)
+        background = np.add(totals, self.expected[positions], out=shares[-1])
+        background /= np.float32(total + self._all_expected)
+        np.add(counts, np.float32(PSEUDO_EVENTS) * background, out=shares[:-1])
+        shares[:-1] /= (masses + PSEUDO_EVENTS).astype(np.float32)[:, None]
+        return np.log(shares, out=shares)
+
+    def average_log_shares(self, query: Query) -> Scores:
+        """float32[h + 1]: the mean over all items, or where there are many over some of them."""
+        if query.live is None or self.n_items <= MOST_KEPT:
+            return self._now(query).average
+        return np.asarray(self.log_shares_of(query, self._some_items).mean(axis=1))
+
+    @cached_property
+    def _some_items(self) -> Positions:
+        return np.linspace(0, self.n_items - 1, _SOME).astype(np.int32)
+
+    @cached_property
+    def leading_as_fitted(self) -> Positions:
+        """int32[k], ascending: the most chosen by each half-life and of all time, as of the fit."""
+        n = self.n_fitted
+        best = np.argpartition(self.as_fitted, max(n - MOST_LEADING, 0), axis=1)[:, max(n - MOST_LEADING, 0) :]
+        return np.unique(best).astype(np.int32)
+
+    @cached_property
+    def _all_expected(self) -> float:
+        return float(self.expected.sum(dtype=np.float64))
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         code: ReasonCode = "popular" if query.live is None else "live"
@@ -159,7 +239,7 @@ def _counted_until_now(dataset: Dataset, content: Scores, served: int) -> LiveCo
 def _best_half_life(fitted: LiveCounts, dataset: Dataset, start: int) -> int:
     gains: list[NDArray[np.float64]] = []
     for choice in choices_of(dataset, start, len(dataset.interactions), most=_MOST_CHOICES):
-        shares = fitted.log_shares(choice.query)[:-1]
+        shares = fitted.log_shares(choice.query)[:-1].copy()
         shares[:, choice.query.excluded] = -np.inf
         ranks = (shares > shares[:, [choice.chosen]]).sum(axis=1)
         gains.append(np.where(ranks < _CUT_OFF, 1 / np.log2(ranks + 2), 0.0))

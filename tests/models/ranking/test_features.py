@@ -11,12 +11,12 @@ from models.ranking.features import (
     CO_VISITS,
     CONTEXTS,
     SHARES,
+    NO_CO_VISITS,
     STEPS_BACK,
+    CoVisits,
     Surprise,
-    co_visits,
     context_of,
-    leading_step,
-    steps_back,
+    latest_known,
 )
 from tests.recommender_contract import NOW, ask, history, live_visits
 
@@ -24,7 +24,14 @@ LEAST = np.log(np.float32(1e-3))
 
 
 def met_by(query: Query, n: int) -> Scores:
-    return co_visits(steps_back(query, n), n)
+    co_visits = CoVisits.of(query, n)
+    assert co_visits is not None
+    found = co_visits.features()
+    assert found.dtype == np.float32
+    some = np.arange(0, n, 2)
+    np.testing.assert_array_equal(co_visits.features(some), found[:, some])
+    assert set(co_visits.nominees(n).tolist()) == set(np.flatnonzero(found[0] > LEAST).tolist())
+    return found
 
 
 def test_co_visits_are_shares_of_the_visitors_discounted_by_steps_back() -> None:
@@ -43,15 +50,22 @@ def test_co_visits_look_back_so_far_and_no_further() -> None:
     np.testing.assert_array_equal(met_by(ask((0, *others), live=signals), 61), LEAST)
 
 
-@pytest.mark.parametrize(
-    "query",
-    [ask((0, 1)), ask((), live=live_visits((0, 1))), ask((9, 5_000), live=live_visits((0, 1)))],
-    ids=["nobody counts", "no history", "items that nobody met"],
-)
-def test_without_anything_to_go_by_all_items_are_alike(query: Query) -> None:
-    found = met_by(query, 4)
-    assert found.dtype == np.float32
+def test_where_nobody_met_the_items_all_are_alike() -> None:
+    found = met_by(ask((9, 5_000), live=live_visits((0, 1))), 4)
     np.testing.assert_array_equal(found, np.full((2, 4), LEAST))
+    assert NO_CO_VISITS == LEAST
+
+
+@pytest.mark.parametrize("query", [ask((0, 1)), ask((), live=live_visits((0, 1)))], ids=["nobody counts", "no history"])
+def test_without_anything_to_go_by_there_are_none(query: Query) -> None:
+    assert CoVisits.of(query, 4) is None
+
+
+def test_the_nominees_are_those_that_were_met_most() -> None:
+    """Item 5 was met once after the last item, item 3 thrice, item 2 twice."""
+    co_visits = CoVisits.of(ask((0,), live=live_visits((0, 3), (0, 3), (0, 3, 2), (0, 2, 5))), 6)
+    assert co_visits is not None
+    assert [sorted(co_visits.nominees(most).tolist()) for most in (1, 2, 3, 9)] == [[3], [2, 3], [2, 3, 5], [2, 3, 5]]
 
 
 def test_co_visits_of_items_that_the_release_does_not_know_are_left_out() -> None:
@@ -65,12 +79,18 @@ def test_no_items_no_co_visits() -> None:
     assert met_by(ask((0,), live=live_visits((0, 1))), 0).shape == (2, 0)
 
 
-def test_the_leading_step_is_the_one_whose_visitors_met_most_of_an_item() -> None:
+def test_the_item_that_leads_is_the_one_whose_visitors_met_most_of_another() -> None:
     """Item 2 was met by all visitors of item 5, the newest, and a third of those of item 0; item 1 by two thirds."""
-    steps = steps_back(ask((0, 5), live=live_visits((0, 1), (0, 1), (0, 2), (5, 2))), 6)
-    assert leading_step(steps, np.array([2, 4, 1], np.int32)) == [5, None, 0]
-    assert leading_step([], np.array([2, 4], np.int32)) == [None, None]
-    assert leading_step(steps, np.empty(0, np.int32)) == []
+    co_visits = CoVisits.of(ask((0, 5), live=live_visits((0, 1), (0, 1), (0, 2), (5, 2))), 6)
+    assert co_visits is not None
+    assert co_visits.seeds.tolist() == [5, 0]
+    positions = np.array([2, 4, 1], np.int32)
+    assert co_visits.leading(positions, np.array([True, True])) == [5, None, 0]
+    assert co_visits.leading(positions, np.array([False, True])) == [0, None, 0]
+    assert co_visits.leading(np.empty(0, np.int32), np.array([True, True])) == []
+    nowhere = CoVisits.of(ask((0, 5), live=live_visits((3, 4))), 6)
+    assert nowhere is not None
+    assert nowhere.leading(positions, np.array([True, True])) == [None, None, None]
 
 
 def shares(n: int) -> Scores:
@@ -80,8 +100,12 @@ def shares(n: int) -> Scores:
     return found
 
 
+def situation(query: Query, n: int) -> Scores:
+    return context_of(query, shares(n)[:, latest_known(query, n)])
+
+
 def test_the_situation_says_how_known_how_long_ago_and_how_current() -> None:
-    found = context_of(ask((4, 1, 2, 6)), shares(8))
+    found = situation(ask((4, 1, 2, 6)), 8)
     np.testing.assert_allclose(found, [np.log1p(4), 0, np.log1p(60), -3, -6], rtol=1e-6)
     assert len(found) == len(CONTEXTS)
     assert found.dtype == np.float32
@@ -89,21 +113,21 @@ def test_the_situation_says_how_known_how_long_ago_and_how_current() -> None:
 
 def test_the_situation_of_whoever_is_not_known() -> None:
     for query in (ask(), ask((8, 9))):
-        assert context_of(query, shares(8)).tolist() == [0, 1, 0, 0, 0]
-    assert context_of(ask((0,)), shares(0)).tolist() == [0, 1, 0, 0, 0]
+        assert situation(query, 8).tolist() == [0, 1, 0, 0, 0]
+    assert situation(ask((0,)), 0).tolist() == [0, 1, 0, 0, 0]
 
 
 def test_the_situation_leaves_items_that_the_release_does_not_know_out_of_the_taste() -> None:
-    np.testing.assert_allclose(context_of(ask((4, 9_000)), shares(8))[[0, 3, 4]], [np.log1p(2), -4, -4], rtol=1e-6)
+    np.testing.assert_allclose(situation(ask((4, 9_000)), 8)[[0, 3, 4]], [np.log1p(2), -4, -4], rtol=1e-6)
 
 
 def test_a_past_that_lies_in_the_future_is_just_now() -> None:
     early = Query(limit=1, at=NOW - 86_400, history=history((1,)))
-    assert context_of(early, shares(8))[2] == 0
+    assert situation(early, 8)[2] == 0
 
 
 def test_a_history_without_entries_is_like_none() -> None:
-    assert context_of(Query(limit=1, at=NOW, history=History.empty()), shares(8))[1] == 1
+    assert situation(Query(limit=1, at=NOW, history=History.empty()), 8)[1] == 1
 
 
 def test_surprise_is_distance_from_what_the_source_usually_says() -> None:

@@ -1,0 +1,72 @@
+"""What a source thinks of a few items for one user, without looking at all the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.contracts import Indices, Positions, Query, Reason, Recommender, Scores
+
+NOMINEES = 200
+"""Items that a source names as its best."""
+
+
+class Opinion(Protocol):
+    """One source's, about one query. Immutable."""
+
+    def nominees(self) -> Positions:
+        """Some of the source's best items, about NOMINEES; perhaps not quite the best, in any order."""
+
+    def scores(self, rows: NDArray[Any]) -> Scores:
+        """float32[k], of the items that `Source.rows_of` gave the rows of; their `Source.offsets` left out."""
+
+    def reasons(self, positions: Positions) -> list[Reason]:
+        """One reason for each position."""
+
+
+@runtime_checkable
+class Source(Recommender, Protocol):
+    """A recommender that the blend can ask about candidates alone."""
+
+    def opinion(self, query: Query) -> Opinion | None:
+        """None where the source has nothing to say to this user."""
+
+    def rows_of(self, positions: Indices) -> NDArray[Any]:
+        """k rows: what an opinion needs of these items. The same for all users, so they may be kept."""
+
+    def offsets(self) -> Scores:
+        """float32[n_items]: what is added to every user's scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseOpinion:
+    """Of a recommender that scores all items anyway.
+
+    all_scores: float32[n_items], -inf for no opinion
+    """
+
+    source: Recommender
+    query: Query
+    all_scores: Scores
+
+    def nominees(self) -> Positions:
+        return highest(self.all_scores, NOMINEES)
+
+    def scores(self, rows: NDArray[Any]) -> Scores:
+        found = self.all_scores[rows]
+        return np.where(np.isfinite(found), found, np.float32(0))
+
+    def reasons(self, positions: Positions) -> list[Reason]:
+        return self.source.reasons(self.query, positions)
+
+
+def highest(scores: Scores, most: int) -> Positions:
+    """int32[≤ most]: where the highest finite scores are, in any order."""
+    if len(scores) > most:
+        found = np.argpartition(scores, len(scores) - most)[len(scores) - most :]
+    else:
+        found = np.arange(len(scores))
+    return found[np.isfinite(scores[found])].astype(np.int32)
