@@ -48,8 +48,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     problems.install(app)
     openapi.install(app)
-    for router in (
-        operations.router, recommend.router, events.router, users.router, items.router, admin_rules.router,
+    for router in (  # tried in this order for each request
+        events.router, recommend.router, operations.router, users.router, items.router, admin_rules.router,
         admin_releases.router, jobs.router, audit.router, views.router,
     ):  # fmt: skip
         app.include_router(router)
