@@ -4,7 +4,8 @@
 
 Runs on DATABASE_URL and REDIS_URL in a database of its own, dropped afterwards; without them on embedded servers in
 a temporary folder. Events go straight into `app.feedback.ingest`, from tasks of one event loop, as handlers do it;
-one in four is a like, which also updates the likes. HTTP is not part of it.
+one in four is a like, which also updates the likes. They are made beforehand, as that is their senders' work. HTTP is
+not part of it, see `events_http`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -36,6 +38,8 @@ from app.storage.redis import open_sync
 KINDS = ("like", "view", "click", "view")
 LOADS = ((1, 1), (64, 1), (8, 100), (64, 100))
 """Concurrent tasks, and events per request."""
+MOST_PER_SECOND = 30_000
+"""So many events are made for each second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,14 @@ class Figures:
 
     events_per_second: float
     waits_ms: list[float]
-    cpu_share: float
+    cpu_us: float
+    """CPU time of this process per event."""
 
     def line(self, tasks: int, batch: int) -> str:
         p50, p99 = statistics.median(self.waits_ms), sorted(self.waits_ms)[int(len(self.waits_ms) * 0.99)]
         return (
             f"{tasks:5} tasks x {batch:4} events: {self.events_per_second:9,.0f} events/s"
-            f"   wait p50 {p50:6.1f} ms  p99 {p99:6.1f} ms   {self.cpu_share:4.0%} of a core in this process"
+            f"   wait p50 {p50:6.1f} ms  p99 {p99:6.1f} ms   {self.cpu_us:4.0f} us of CPU per event in this process"
         )
 
 
@@ -114,26 +119,41 @@ def populate(engine: Engine, users: int, items: int) -> None:
 
 
 async def load(ingest: Ingest, asked: argparse.Namespace, seconds: float, tasks: int, batch: int) -> Figures:
-    """Keeps `tasks` requests of `batch` events under way for so long."""
-    stop = time.perf_counter() + seconds
+    """Keeps `tasks` requests of `batch` events under way for so long, or until all that were made are sent."""
+    made = events(asked.users, asked.items, int(MOST_PER_SECOND * seconds))
     waits_ms: list[float] = []
     stored = 0
-
-    def an_event() -> Event:
-        user, item = f"n{random.randint(1, asked.users)}", f"n{random.randint(1, asked.items)}"
-        return Event(uuid4().hex, user, item, random.choice(KINDS), None, datetime.now(UTC))
+    stop = time.perf_counter() + seconds
 
     async def one_task() -> None:
         nonlocal stored
-        while (started := time.perf_counter()) < stop:
-            receipt = await ingest.submit([an_event() for _ in range(batch)])
+        while (started := time.perf_counter()) < stop and (some := list(islice(made, batch))):
+            receipt = await ingest.submit(some)
             waits_ms.append((time.perf_counter() - started) * 1_000)
             stored += receipt.accepted
 
     started, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(one_task() for _ in range(tasks)))
     elapsed = time.perf_counter() - started
-    return Figures(stored / elapsed, waits_ms, (time.process_time() - cpu) / elapsed)
+    return Figures(stored / elapsed, waits_ms, 1e6 * (time.process_time() - cpu) / stored)
+
+
+def events(users: int, items: int, count: int) -> Iterator[Event]:
+    """Made when this is called; their ids are in no order, as those of clients."""
+    now = datetime.now(UTC)
+    return iter(
+        [
+            Event(
+                f"{random.getrandbits(128):032x}",
+                f"n{random.randint(1, users)}",
+                f"n{random.randint(1, items)}",
+                random.choice(KINDS),
+                None,
+                now,
+            )
+            for _ in range(count)
+        ]
+    )
 
 
 if __name__ == "__main__":
