@@ -1,14 +1,23 @@
-"""A user forgotten everywhere, and all that is known of a user, to be given back first."""
+"""A user forgotten everywhere, and all that is known of a user, to be given back first.
+
+Every table that names users stands in ERASE and, unless it says why not, in EXPORT; a test compares them with the
+schema, so a new table with a user in it (sessions, exposures) can't be forgotten here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from redis import Redis
 from sqlalchemy import Connection, Engine
 
 from app.catalog import versions
 from app.catalog.rows import find_users
-from app.catalog.users import COLUMNS, hash_of, unknown
+from app.catalog.users import COLUMNS, erased_at, hash_of, unknown
+from app.feedback.cached_keys import delete_keys_of_erased
 from app.feedback.dirty_marks import ViewWriter
 from app.storage import tables
 
@@ -30,28 +39,30 @@ ERASE = {
     "on_screen": "DELETE FROM on_screen WHERE user_row = %(row)s",
     "impressions": "DELETE FROM impressions WHERE user_id = %(user_id)s",
     "blocks": "DELETE FROM blocks WHERE user_id = %(user_id)s",
-    # As jsonb writes it, a key and a string; the line stays, without the name.
+    # The line stays, without the name, and without the words on why an item was kept from this user.
     "audit_entries": """
-        UPDATE audit_log SET subject = replace(subject, 'user:' || %(user_id)s, 'user:(erased)'),
-            before = replace(before::text, named, anonymous)::jsonb,
-            after = replace(after::text, named, anonymous)::jsonb
-        FROM (SELECT '"user_id": ' || to_json(%(user_id)s::text) AS named, '"user_id": "(erased)"' AS anonymous) AS name
-        WHERE subject = 'user:' || %(user_id)s OR strpos(before::text, named) > 0 OR strpos(after::text, named) > 0
+        UPDATE audit_log SET subject = CASE WHEN subject = 'user:' || %(user_id)s THEN 'user:(erased)' ELSE subject END,
+            before = CASE WHEN before ->> 'user_id' = %(user_id)s THEN before || kept.words ELSE before END,
+            after = CASE WHEN after ->> 'user_id' = %(user_id)s THEN after || kept.words ELSE after END
+        FROM (VALUES ('{"user_id": "(erased)", "reason": "(erased)"}'::jsonb)) AS kept (words)
+        WHERE subject = 'user:' || %(user_id)s OR %(user_id)s IN (before ->> 'user_id', after ->> 'user_id')
     """,
     "users": "DELETE FROM users WHERE row = %(row)s",
 }
 BURY = """
     INSERT INTO tombstones (user_hash, erased_at) VALUES (%(hash)s, clock_timestamp())
-    ON CONFLICT (user_hash) DO UPDATE SET erased_at = excluded.erased_at
+    ON CONFLICT (user_hash) DO UPDATE SET erased_at = excluded.erased_at, forgotten_at = NULL
 """
+FORGOTTEN = "UPDATE tombstones SET forgotten_at = now() WHERE user_hash = ANY(%(hashes)s)"
 
 
 def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int]:
     """Forgets the user in one transaction; how many rows of each kind were erased, all 0 for an unknown user.
 
     A tombstone (a hash of the id) stays: events of the user that are under way or sent again are acknowledged and
-    dropped. Views in the cache are dropped too. The caller publishes the versions (rules, deletions) afterwards.
-    Raises OutcomeUnknown where Postgres did not confirm; erasing again is harmless.
+    dropped. Then every key in Redis that names the user goes; where Redis is away, `forget_late` does it. The caller
+    publishes the versions (rules, deletions) afterwards. Raises OutcomeUnknown where Postgres did not confirm; erasing
+    again is harmless.
     """
     with engine.connect() as db, views.changing(db, [user_id], alone=True):
         # -1 is nobody's row: an unknown user may still have been shown things.
@@ -62,8 +73,70 @@ def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int
         versions.bump(db, "deletions")
         if erased["blocks"]:
             versions.bump(db, "rules")
-    views.forget([user_id])
+    if views.forget(user_id):
+        with engine.begin() as db:
+            db.exec_driver_sql(FORGOTTEN, {"hashes": [hash_of(user_id)]})
     return erased
+
+
+def forget_late(engine: Engine, cache: Redis) -> int:
+    """Takes out of Redis what an erasure could not, for Redis was away or the process died; for how many users.
+
+    Raises RedisError.
+    """
+    with engine.connect() as db:
+        waiting = db.exec_driver_sql("SELECT user_hash FROM tombstones WHERE forgotten_at IS NULL").scalars()
+        hashes = {bytes(user_hash) for user_hash in waiting}
+    if hashes:
+        delete_keys_of_erased(cache, hashes)
+        with engine.begin() as db:
+            db.exec_driver_sql(FORGOTTEN, {"hashes": list(hashes)})
+    return len(hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """That a user was erased, and when; of the user's id only `hash_of` it."""
+
+    user_hash: bytes
+    erased_at: datetime
+
+
+def tombstones(db: Connection) -> list[Tombstone]:
+    """Of all users who were ever erased, in the order of their erasure."""
+    found = db.exec_driver_sql("SELECT user_hash, erased_at FROM tombstones ORDER BY erased_at, user_hash")
+    return [Tombstone(bytes(user_hash), erased_at) for user_hash, erased_at in found]
+
+
+def erase_again(engine: Engine, views: ViewWriter, erased: Sequence[Tombstone]) -> int:
+    """Erases whom a restored database brought back: users who are in it from before their erasure. How many.
+
+    Who came back on purpose after the erasure stays; what such a user did before it is not taken in.
+    """
+    parameters = {"hashes": [each.user_hash for each in erased], "times": [each.erased_at for each in erased]}
+    with engine.connect() as db:
+        returned = db.exec_driver_sql(_RETURNED, parameters).scalars().all()
+    for user_id in returned:
+        erase_user(engine, views, user_id)
+    with engine.begin() as db:
+        db.exec_driver_sql(_BURY_AGAIN, parameters)
+    return len(returned)
+
+
+_RETURNED = """
+    SELECT DISTINCT user_id FROM (
+        SELECT user_id, created_at AS at FROM users
+        UNION ALL SELECT user_id, min(shown_at) FROM impressions GROUP BY user_id
+        UNION ALL SELECT user_id, created_at FROM blocks WHERE user_id IS NOT NULL
+    ) AS known JOIN unnest(%(hashes)s::bytea[], %(times)s::timestamptz[]) AS erased (user_hash, erased_at)
+        ON erased.user_hash = sha256(convert_to(user_id, 'UTF8')) AND known.at <= erased.erased_at
+    ORDER BY user_id
+"""
+_BURY_AGAIN = """
+    INSERT INTO tombstones (user_hash, erased_at)
+    SELECT * FROM unnest(%(hashes)s::bytea[], %(times)s::timestamptz[])
+    ON CONFLICT (user_hash) DO UPDATE SET erased_at = greatest(tombstones.erased_at, excluded.erased_at)
+"""
 
 
 EXPORT = {
@@ -81,7 +154,7 @@ EXPORT = {
     """,
     "impressions": """
         SELECT request_id, shown_at, surface, route, recommender, release, variants, first_position, promoted, scores,
-            propensities,
+            sources, propensities,
             jsonb_set(exploration, '{draw,candidates}', to_jsonb(array(
                 SELECT item_id FROM jsonb_array_elements_text(exploration #> '{draw,candidates}')
                     WITH ORDINALITY AS candidate (row, position)
@@ -94,11 +167,21 @@ EXPORT = {
         SELECT item_id, reason, starts_at, ends_at FROM blocks JOIN items ON items.row = item_row
         WHERE user_id = %(user_id)s ORDER BY blocks.id
     """,
+    # Not by whom: that is another person's name.
+    "audit_entries": """
+        SELECT at, action, subject, before, after FROM audit_log
+        WHERE subject = 'user:' || %(user_id)s OR %(user_id)s IN (before ->> 'user_id', after ->> 'user_id')
+        ORDER BY id
+    """,
 }
 
 
 def export_user(db: Connection, user_id: str) -> dict[str, Any]:
-    """Everything stored about the user: `user` and a list for each of EXPORT. Raises NotFound for nobody."""
+    """Everything stored about the user: `user`, a list for each of EXPORT, and of the user's earlier life that it was
+    erased. Raises NotFound for nobody.
+
+    db: a transaction whose snapshot does not move, so that all of it is of one moment
+    """
     row = find_users(db, [user_id]).get(user_id, -1)
     parameters = {"row": row, "user_id": user_id}
     exported: dict[str, Any] = {
@@ -107,7 +190,8 @@ def export_user(db: Connection, user_id: str) -> dict[str, Any]:
     }
     if row < 0 and not any(exported.values()):
         raise unknown(user_id)
-    return {"user": _user(db, user_id) if row >= 0 else None} | exported
+    user = _user(db, user_id) if row >= 0 else None
+    return {"user": user} | exported | {"erased_at": erased_at(db, [user_id]).get(user_id)}
 
 
 def _user(db: Connection, user_id: str) -> dict[str, Any]:

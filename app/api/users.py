@@ -161,6 +161,8 @@ class ExportAnswer(BaseModel):
         on_screen=[],
         impressions=[],
         blocks=[],
+        audit_entries=[],
+        erased_at=None,
     )
 
     user: UserAnswer | None = Field(description="null where the user was only ever shown things")
@@ -169,6 +171,8 @@ class ExportAnswer(BaseModel):
     on_screen: list[dict[str, Any]] = Field(description="events of the kind `impression`, oldest first")
     impressions: list[dict[str, Any]] = Field(description="pages that were answered, oldest first")
     blocks: list[dict[str, Any]] = Field(description="items that editors keep from this user")
+    audit_entries: list[dict[str, Any]] = Field(description="changes that name this user, oldest first")
+    erased_at: datetime | None = Field(description="when an earlier life of this user was erased; null: never")
 
 
 BODY = TypeAdapter(UserBody)
@@ -225,7 +229,7 @@ def delete_user(resources: ResourcesDep, user_id: UserId) -> Response:
 
 @router.get("/{user_id}/export", response_model=ExportAnswer, dependencies=READ, summary="All that is stored of a user")
 def export(resources: ResourcesDep, user_id: UserId) -> Response:
-    with resources.engine.connect() as db:
+    with resources.engine.execution_options(isolation_level="REPEATABLE READ").connect() as db:
         return json_answer(export_user(db, user_id))
 
 

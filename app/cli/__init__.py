@@ -7,7 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from app.cli import imports, keys, live, replay, serving, training
+from app.cli import imports, keys, live, replay, serving, storage, training
 from app.errors import SegueError
 from app.progress import console
 
@@ -20,12 +20,16 @@ for command in (
     training.train,
     training.evaluate,
     replay.replay,
+    storage.backup,
+    storage.restore,
+    storage.restored,
 ):
     app.command()(command)
 app.add_typer(imports.imports, name="import")
 app.add_typer(training.releases, name="releases")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(live.live, name="live")
+app.add_typer(storage.erasures, name="erasures")
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from app import telemetry
 from app.catalog import versions
 from app.errors import Unavailable
 from app.feedback.cache_version import SETTLE_SECONDS
+from app.feedback.cached_keys import delete_keys_of
 from app.feedback.user_state import LEASE_SECONDS, view_key
 
 IDLE_SECONDS = 20
@@ -147,10 +148,10 @@ class ViewWriter:
     ) -> Iterator[Change]:
         """A transaction on `db`, committed at the end of the block, that changes what these users' views say.
 
-        db: a connection without an open transaction. wait: return only when every worker would answer from the
-        new state; otherwise the caller heeds `Change.settled_at`. alone: no other such transaction runs beside
-        it, as an erasure needs. Raises OutcomeUnknown when the commit, or the orphaning of the cache after it,
-        failed.
+        db: a connection without an open transaction. user_ids: as they are when the block ends. wait: return only
+        when every worker would answer from the new state; otherwise the caller heeds `Change.settled_at`. alone: no
+        other such transaction runs beside it, as an erasure needs. Raises OutcomeUnknown when the commit, or the
+        orphaning of the cache after it, failed.
         """
         token, change = _random(), Change()
         with db.begin() as transaction:
@@ -171,12 +172,14 @@ class ViewWriter:
         if wait:
             time.sleep(max(0.0, change.settled_at - time.monotonic()))
 
-    def forget(self, user_ids: Collection[str]) -> None:
-        """Deletes what the cache still names these users by; `changing` has emptied it before."""
+    def forget(self, user_id: str) -> bool:
+        """Deletes every key that names the user; whether the cache took it. `changing` has emptied the views before."""
         try:
-            self._cache.delete(*(view_key(self._version or "", user) for user in user_ids))
+            delete_keys_of(self._cache, user_id)
         except (RedisError, OSError) as error:
             self._cache_failed(CacheAway(str(error)))
+            return False
+        return True
 
     def _open(self, db: Connection, alone: bool) -> str:
         settings = {"idle": f"{IDLE_SECONDS}s", "lock": ERASURE_LOCK, "alone": alone}

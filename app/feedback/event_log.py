@@ -28,6 +28,7 @@ SELECT 'user', user_id, row, NULL::timestamptz FROM users WHERE user_id = ANY(%(
 UNION ALL SELECT 'item', item_id, row, NULL FROM items WHERE item_id = ANY(%(items)s)
 UNION ALL SELECT 'erased', id, NULL, erased_at
     FROM unnest(%(users)s) AS id JOIN tombstones ON user_hash = sha256(convert_to(id, 'UTF8'))
+UNION ALL SELECT 'floor', what, NULL, kept_from FROM retention_floors
 """
 LOCK_USERS = "SELECT FROM users WHERE row = ANY(%(rows)s) ORDER BY row FOR NO KEY UPDATE"
 
@@ -58,7 +59,7 @@ SELECT
 """  # noqa: S608
 # Planning this takes as long as storing 20 events, so it is prepared once per connection. A subquery for each user and
 # item is always an index scan per event, whatever the tables' statistics say. $2: the caller has settled what is odd;
-# else nothing is stored where an id is unknown or a user has a tombstone.
+# else nothing is stored where an id is unknown, a user has a tombstone, or an event is older than those that are kept.
 _STORE = f"""
 WITH given AS MATERIALIZED (
     SELECT * FROM ROWS FROM (json_to_recordset($1) AS (
@@ -71,7 +72,9 @@ WITH given AS MATERIALIZED (
         (SELECT true FROM tombstones WHERE user_hash = sha256(convert_to(given.user_id, 'UTF8'))) AS erased
     FROM given
 ), odd AS MATERIALIZED (
-    SELECT NOT $2 AND coalesce(bool_or(user_row IS NULL OR item_row IS NULL OR erased), false) AS is_so FROM event
+    SELECT NOT $2 AND coalesce(bool_or(user_row IS NULL OR item_row IS NULL OR erased OR "timestamp" < CASE kind
+        WHEN 'impression' THEN (SELECT kept_from FROM retention_floors WHERE what = 'on_screen')
+        ELSE (SELECT kept_from FROM retention_floors WHERE what = 'events') END), false) AS is_so FROM event
 ), fresh AS (
     INSERT INTO event_ids (event_id) SELECT event_id FROM event WHERE NOT (SELECT is_so FROM odd)
     ORDER BY event_id COLLATE "C" ON CONFLICT DO NOTHING RETURNING event_id
@@ -108,7 +111,8 @@ _EXECUTE = "EXECUTE segue_store (%(events)s, %(settled)s)"
 class _Stored(NamedTuple):
     """What became of a group of events.
 
-    odd: nothing was stored, for an id is unknown or a user was erased. fresh: the ids that were not stored before.
+    odd: nothing was stored, for an id is unknown, a user was erased, or an event is too old. fresh: the ids that were
+    not stored before.
     """
 
     odd: bool
@@ -117,11 +121,12 @@ class _Stored(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What the database knows of the ids in a group of requests."""
+    """What the database knows of the ids in a group of requests, and from when on it keeps events."""
 
     users: dict[str, int]
     items: dict[str, int]
     erased: dict[str, datetime]
+    floors: dict[str, datetime]
 
     def drops(self, event: Event) -> bool:
         """Whether the event belongs to a life of its user that was erased (see catalog.users)."""
@@ -131,9 +136,19 @@ class _Known(NamedTuple):
             return True
         return event.timestamp is not None and event.timestamp <= self.erased[event.user_id]
 
+    def leaves_out(self, event: Event) -> bool:
+        """Whether it is dropped, or so old that it may have been stored and pruned: then it counts as a duplicate."""
+        floor = self.floors.get("on_screen" if event.kind == "impression" else "events")
+        is_too_old = floor is not None and event.timestamp is not None and event.timestamp < floor
+        return is_too_old or self.drops(event)
 
-def store(db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: bool) -> list[Receipt | Invalid]:
+
+def store(
+    db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: bool, gone: set[str] | None = None
+) -> list[Receipt | Invalid]:
     """Stores the events of all requests; one outcome per request, in order.
+
+    gone: is told the users who were erased and of whom nothing is stored.
 
     auto_create: users and items that nobody has named before are created; otherwise a request naming one is
     Invalid, with `errors` at (index of the event, field), and stores nothing. An event on a deleted item is
@@ -141,18 +156,21 @@ def store(db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: b
     """
     stored = _insert(db, _first_of_each(chain.from_iterable(requests)), settled=False)
     if stored.odd:
-        return _store_odd(db, requests, auto_create=auto_create)
+        return _store_odd(db, requests, auto_create=auto_create, gone=set() if gone is None else gone)
     return [_receipt(events, stored) for events in requests]
 
 
-def _store_odd(db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: bool) -> list[Receipt | Invalid]:
-    """`store` where some ids are new or some users were erased."""
+def _store_odd(
+    db: Connection, requests: Sequence[Sequence[Event]], *, auto_create: bool, gone: set[str]
+) -> list[Receipt | Invalid]:
+    """`store` where some ids are new, some users were erased or some events are too old."""
     known = _look_up(db, requests)
     refused: dict[int, Invalid] = {}
     if auto_create:
         _allocate(db, known, _kept(requests, known))
     else:
         refused = {n: error for n, events in enumerate(requests) if (error := _unknown(events, known))}
+    gone |= known.erased.keys() - known.users.keys()
     kept = _kept([events for n, events in enumerate(requests) if n not in refused], known)
     stored = _insert(db, _first_of_each(kept), settled=True)
     return [refused[n] if n in refused else _receipt(events, stored, known) for n, events in enumerate(requests)]
@@ -162,16 +180,18 @@ def _look_up(db: Connection, requests: Sequence[Sequence[Event]]) -> _Known:
     user_ids = {event.user_id for events in requests for event in events}
     item_ids = {event.item_id for events in requests for event in events}
     if not user_ids:
-        return _Known({}, {}, {})
-    known = _Known({}, {}, {})
-    for what, id_, row, erased_at in db.exec_driver_sql(LOOK_UP, {"users": list(user_ids), "items": list(item_ids)}):
+        return _Known({}, {}, {}, {})
+    known = _Known({}, {}, {}, {})
+    for what, id_, row, at in db.exec_driver_sql(LOOK_UP, {"users": list(user_ids), "items": list(item_ids)}):
         match what:
             case "user":
                 known.users[id_] = row
             case "item":
                 known.items[id_] = row
+            case "erased":
+                known.erased[id_] = at
             case _:
-                known.erased[id_] = erased_at
+                known.floors[id_] = at
     return known
 
 
@@ -185,7 +205,7 @@ def _allocate(db: Connection, known: _Known, events: Collection[Event]) -> None:
 def _unknown(events: Iterable[Event], known: _Known) -> Invalid | None:
     errors = []
     for index, event in enumerate(events):
-        if known.drops(event):
+        if known.leaves_out(event):
             continue
         if event.user_id not in known.users:
             errors.append(FieldError((index, "user_id"), f"there is no user {event.user_id!r}"))
@@ -197,9 +217,7 @@ def _unknown(events: Iterable[Event], known: _Known) -> Invalid | None:
 
 
 def _kept(requests: Iterable[Iterable[Event]], known: _Known) -> list[Event]:
-    if not known.erased:
-        return [event for events in requests for event in events]
-    return [event for events in requests for event in events if not known.drops(event)]
+    return [event for events in requests for event in events if not known.leaves_out(event)]
 
 
 def _first_of_each(events: Iterable[Event]) -> list[Event]:

@@ -171,9 +171,11 @@ class Ingest:
     def _write(self, requests: Sequence[Sequence[Event]]) -> list[Outcome]:
         # What was on screen is no part of a past: it would have every next view built again for nothing.
         users = {event.user_id for events in requests for event in events if event.kind != "impression"}
-        db = self._connection()
+        db, gone = self._connection(), set[str]()
         with self.views.changing(db, users, wait=False) as change:
-            receipts = store(db, requests, auto_create=self._auto_create)
+            receipts = store(db, requests, auto_create=self._auto_create, gone=gone)
+            # A mark would be a key in the cache that names who was erased.
+            users -= gone
         self._on_commit()
         return [receipt if isinstance(receipt, Invalid) else (receipt, change.settled_at) for receipt in receipts]
 

@@ -53,7 +53,7 @@ class User(NamedTuple):
 
 
 def store_events(db: Connection, events: Sequence[Event]) -> Counter[str]:
-    """Counts `stored`, `duplicates` and `erased_users`: events of users who were erased are not stored."""
+    """Counts `stored`, `duplicates`, and what is not stored: `erased_users`, and what is `too_old` to be kept."""
     _stage(
         db,
         "event_id text, user_id text, item_id text, kind text, value float8, at float8, session_id text",
@@ -67,6 +67,7 @@ def store_events(db: Connection, events: Sequence[Event]) -> Counter[str]:
             for event in events
         ),
     )
+    too_old = _rows(db, _DROP_OLD_EVENTS)
     erased = _rows(db, _DROP_ERASED_EVENTS)
     _rows(db, _ADD_USERS)
     new_items = _rows(db, _ADD_ITEMS)
@@ -79,7 +80,11 @@ def store_events(db: Connection, events: Sequence[Event]) -> Counter[str]:
     if stored:
         # Views of users' pasts in Redis are older than these rows.
         versions.bump(db, "cache")
-    return Counter(stored=stored, duplicates=len(events) - erased - stored, erased_users=erased)
+    duplicates = len(events) - too_old - erased - stored
+    counts = Counter(stored=stored, duplicates=duplicates, erased_users=erased)
+    if too_old:
+        counts["too_old"] = too_old
+    return counts
 
 
 def _liking(db: Connection) -> set[tuple[int, int]]:
@@ -140,6 +145,13 @@ def _rows(db: Connection, statement: str) -> int:
     """Runs the statement; how many rows it was about."""
     return db.execute(text(statement)).rowcount
 
+
+# What is older than what is kept may have been stored and pruned before.
+_DROP_OLD_EVENTS = """
+    delete from staged using retention_floors
+    where what = case staged.kind when 'impression' then 'on_screen' else 'events' end
+        and to_timestamp(staged.at) < kept_from
+"""
 
 # Of users who were erased and came back, only what they did since counts (catalog.users.erased_at).
 _DROP_ERASED_EVENTS = """

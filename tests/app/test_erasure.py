@@ -92,13 +92,13 @@ def test_all_traces_go_and_are_counted_and_others_stay(engine: Engine, erase: Er
         left = db.execute(text("SELECT user_id FROM users")).scalars().all()
         assert left == ["ann2"]
         exported = export_user(db, "ann2")
-        kept = ("likes", "interactions", "on_screen", "impressions", "blocks")
-        assert [len(exported[what]) for what in kept] == [3, 3, 2, 1, 1]
+        kept = ("likes", "interactions", "on_screen", "impressions", "blocks", "audit_entries")
+        assert [len(exported[what]) for what in kept] == [3, 3, 2, 1, 1, 2]
         with pytest.raises(NotFound):
             export_user(db, "ann")
         audit = db.execute(text("SELECT subject, after FROM audit_log ORDER BY id")).all()
     assert [row.subject for row in audit] == ["item:ann", "user:(erased)", "item:ann", "user:ann2"]
-    assert audit[0].after == {"reason": "ann", "user_id": "(erased)"}
+    assert audit[0].after == {"reason": "(erased)", "user_id": "(erased)"}
     assert audit[2].after == {"reason": "ann", "user_id": "ann2"}
 
 

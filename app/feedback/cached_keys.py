@@ -1,0 +1,45 @@
+"""Every key in Redis that names a user, to be deleted when the user is erased.
+
+Each carries the user's hash tag, `{user_id}`, whatever it holds: views under every version of the keys, pinned slates,
+and listening sessions once there are any. They are found by a scan of all keys, a thousand at a time, so nobody waits
+for it: 0.1 s for 100,000 keys, and erasures are rare.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from itertools import islice
+
+from redis import Redis
+
+from app.catalog.users import hash_of
+
+KEYS_PER_CALL = 1_000
+_SPECIAL = re.compile(r"([\\*?\[\]^])")
+_TAG = re.compile(rb"\{(.+)\}", re.DOTALL)
+
+
+def delete_keys_of(cache: Redis, user_id: str) -> int:
+    """Deletes the keys that carry this user's tag; how many. Raises RedisError."""
+    literally = _SPECIAL.sub(r"\\\1", user_id)
+    return _delete(cache, f"segue:*{{{literally}}}*", {hash_of(user_id)})
+
+
+def delete_keys_of_erased(cache: Redis, hashes: Collection[bytes]) -> int:
+    """The same for users of whom nothing is left but `hash_of` their ids. Raises RedisError."""
+    return _delete(cache, "segue:*{*}*", hashes)
+
+
+def _delete(cache: Redis, pattern: str, hashes: Collection[bytes]) -> int:
+    found: Iterator[bytes] = cache.scan_iter(pattern, count=KEYS_PER_CALL)
+    theirs = (key for key in found if _hash_of_tag(key) in hashes)
+    deleted = 0
+    while some := list(islice(theirs, KEYS_PER_CALL)):
+        deleted += int(cache.unlink(*some))
+    return deleted
+
+
+def _hash_of_tag(key: bytes) -> bytes:
+    tag = _TAG.search(key)
+    return hash_of(tag[1].decode("utf-8", "replace")) if tag else b""
