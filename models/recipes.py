@@ -62,7 +62,7 @@ def _als_hybrid(dataset: Dataset, context: FitContext) -> Recommender:
 
 
 def _content_profile(_: Dataset, context: FitContext) -> Recommender:
-    return fit_content_profile(context.content, progress=context.progress)
+    return fit_content_profile(context.content, seed=context.seed, progress=context.progress)
 
 
 def _content_clusters(dataset: Dataset, context: FitContext) -> Recommender:

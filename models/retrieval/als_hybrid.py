@@ -22,8 +22,9 @@ from models.contracts import Arrays, History, Indices, Parameters, Parts, Positi
 from models.data.dataset import Dataset, latest_per_pair
 from models.data.terms import unit_rows
 from models.retrieval.dense import DenseRecommender
+from models.retrieval.inverted_lists import InvertedLists
 from models.retrieval.item_rows import ItemRows, cosines
-from models.retrieval.opinions import NOMINEES, highest
+from models.retrieval.opinions import FEWEST_LISTED, NOMINEES, highest, nominees_among
 from models.retrieval.popularity_kinds import choose_kind
 from models.retrieval.tuning import DEFAULT_TREND_WEIGHT, Mix, Trial, choose_mix, hold_out_in_turn
 
@@ -86,6 +87,7 @@ class AlsHybrid(DenseRecommender):
     prior:          float32[n + m] added to every score: the weighted trend, -inf where nothing is known of the item
     gramian:        float64[f, f], FᵀF + λI
     content_weight: what a content cosine of 1 adds to a score
+    lists:          of the fitted items' vectors, each with its prior behind it; None where there are few
     """
 
     name: ClassVar[str] = "als_hybrid"
@@ -96,6 +98,7 @@ class AlsHybrid(DenseRecommender):
     confidence: Confidence
     content_weight: float
     chosen: Parameters
+    lists: InvertedLists | None = None
 
     @property
     def n_items(self) -> int:
@@ -144,6 +147,8 @@ class AlsHybrid(DenseRecommender):
             "to_factors": self.content_map.to_factors,
             "to_content": self.content_map.to_content,
         }
+        if self.lists is not None:
+            arrays |= {f"lists.{name}": array for name, array in self.lists.parts().items()}
         parameters = {
             "scale": self.content_map.scale,
             "graded": self.confidence.graded,
@@ -162,7 +167,16 @@ class AlsHybrid(DenseRecommender):
             confidence=Confidence(parameters["graded"]),
             content_weight=parameters["content_weight"],
             chosen=parameters["chosen"],
+            lists=InvertedLists.among(arrays),
         )
+
+    def listed(self, *, seed: int) -> Self:
+        """A copy that finds the best of many items without looking at all of them."""
+        known = np.flatnonzero(np.isfinite(self.prior[: len(self.vectors.fitted)])).astype(np.int32)
+        if len(known) < FEWEST_LISTED:
+            return self
+        rows = np.column_stack([self.vectors.fitted[known], self.prior[known]])
+        return replace(self, lists=InvertedLists.of(rows, known, seed=seed))
 
     def user_vector(self, history: History) -> Scores:
         """float32[f + p]: what the items of a history, all of them known here, say of their user."""
@@ -182,7 +196,12 @@ class AlsOpinion:
     user: Scores
 
     def nominees(self) -> Positions:
-        return highest(self.recommender.vectors.dot(self.user) + self.recommender.prior, NOMINEES)
+        als = self.recommender
+        if als.lists is None:
+            return highest(als.vectors.dot(self.user) + als.prior, NOMINEES)
+        n = len(als.vectors.fitted)
+        new_scores = als.vectors.added @ self.user + als.prior[n:]
+        return nominees_among(als.lists, with_one(self.user), first_new=n, new_scores=new_scores)
 
     def scores(self, rows: Scores) -> Scores:
         return np.asarray(rows @ self.user)
@@ -199,6 +218,11 @@ class AlsOpinion:
             Reason("similar_to_liked", seed) if louder else Reason("taste")
             for louder, seed in zip(by_content.tolist(), nearest.tolist(), strict=True)
         ]
+
+
+def with_one(vector: Scores) -> Scores:
+    """float32[d + 1]: with a 1 behind it, by which a prior behind an item's vector is added."""
+    return np.append(vector, np.float32(1))
 
 
 def fold_in(rows: Scores, confidence: Scores, gramian: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -239,13 +263,15 @@ def fit_als_hybrid(dataset: Dataset, content: Scores, *, seed: int, progress: Pr
         confidence, mix = _choose(dataset, content, seed, progress)
         progress("als_hybrid: factorising everything", 0.8)
         fitted = _fit(dataset, content, confidence, seed)
-    progress("als_hybrid: done", 1.0)
-    return replace(
+    weighed = replace(
         fitted,
         prior=fitted.prior + mix.prior(dataset),
         content_weight=mix.weights[1],
         chosen={**mix.figures(), "graded": confidence.graded},
     )
+    listed = weighed.listed(seed=seed)
+    progress("als_hybrid: done", 1.0)
+    return listed
 
 
 def refit_als_hybrid(like: AlsHybrid, dataset: Dataset, content: Scores, *, seed: int) -> AlsHybrid:

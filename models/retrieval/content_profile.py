@@ -14,8 +14,9 @@ import numpy as np
 from models.contracts import Arrays, History, Indices, Parameters, Parts, Positions, Progress, Query, Reason, Scores
 from models.data.terms import unit_rows
 from models.retrieval.dense import DenseRecommender
+from models.retrieval.inverted_lists import InvertedLists
 from models.retrieval.item_rows import ItemRows, cosines
-from models.retrieval.opinions import NOMINEES, highest
+from models.retrieval.opinions import FEWEST_LISTED, NOMINEES, highest, nominees_among
 
 RECENCY = 2.0
 """Items after which one counts half: what comes next resembles the last item more than taste in general."""
@@ -26,11 +27,13 @@ LONGEST_HISTORY = 20
 class ContentProfile(DenseRecommender):
     """Built by `fit_content_profile` or `from_parts`.
 
-    rows: float32[d] of length 1 per item, zeros where nothing is known of it
+    rows:  float32[d] of length 1 per item, zeros where nothing is known of it
+    lists: of the fitted items of which something is known; None where there are few
     """
 
     name: ClassVar[str] = "content_profile"
     rows: ItemRows
+    lists: InvertedLists | None = None
 
     @property
     def n_items(self) -> int:
@@ -66,11 +69,19 @@ class ContentProfile(DenseRecommender):
         return replace(self, rows=self.rows.with_added(unit_rows(content)))
 
     def parts(self) -> Parts:
-        return Parts({}, {"rows": self.rows.fitted})
+        lists = {} if self.lists is None else {f"lists.{name}": array for name, array in self.lists.parts().items()}
+        return Parts({}, {"rows": self.rows.fitted} | lists)
 
     @classmethod
     def from_parts(cls, _: Parameters, arrays: Arrays) -> Self:
-        return cls(ItemRows.of(arrays["rows"]))
+        return cls(ItemRows.of(arrays["rows"]), InvertedLists.among(arrays))
+
+    def listed(self, *, seed: int) -> Self:
+        """A copy that finds the best of many items without looking at all of them."""
+        known = np.flatnonzero(self.rows.fitted.any(axis=1)).astype(np.int32)
+        if len(known) < FEWEST_LISTED:
+            return self
+        return replace(self, lists=InvertedLists.of(self.rows.fitted[known], known, seed=seed))
 
     def _latest(self, history: History) -> Positions:
         """Known items that were not disliked, oldest first."""
@@ -94,7 +105,10 @@ class ProfileOpinion:
     profile: Scores
 
     def nominees(self) -> Positions:
-        return highest(self.recommender.rows.dot(self.profile), NOMINEES)
+        lists, rows = self.recommender.lists, self.recommender.rows
+        if lists is None:
+            return highest(rows.dot(self.profile), NOMINEES)
+        return nominees_among(lists, self.profile, first_new=len(rows.fitted), new_scores=rows.added @ self.profile)
 
     def scores(self, rows: Scores) -> Scores:
         return np.asarray(rows @ self.profile)
@@ -103,7 +117,8 @@ class ProfileOpinion:
         return self.recommender.reasons(self.query, positions)
 
 
-def fit_content_profile(content: Scores, *, progress: Progress) -> ContentProfile:
+def fit_content_profile(content: Scores, *, seed: int = 0, progress: Progress) -> ContentProfile:
     """content: float32[n_items, d], rows of `ContentEncoder.transform`."""
+    fitted = ContentProfile(ItemRows.of(unit_rows(content))).listed(seed=seed)
     progress("content_profile: done", 1.0)
-    return ContentProfile(ItemRows.of(unit_rows(content)))
+    return fitted

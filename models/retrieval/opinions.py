@@ -9,9 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.contracts import Indices, Positions, Query, Reason, Recommender, Scores
+from models.retrieval.inverted_lists import InvertedLists
 
 NOMINEES = 200
 """Items that a source names as its best."""
+NOMINATING_LISTS = 10
+"""Lists looked through for them: of ten thousand items in a hundred lists they hold nine of the best ten."""
+FEWEST_LISTED = 2_000
+"""Items below which to look at all of them takes no longer."""
 
 
 class Opinion(Protocol):
@@ -61,6 +66,20 @@ class DenseOpinion:
 
     def reasons(self, positions: Positions) -> list[Reason]:
         return self.source.reasons(self.query, positions)
+
+
+def nominees_among(lists: InvertedLists, vector: Scores, *, first_new: int, new_scores: Scores) -> Positions:
+    """The best of the nearest lists and of the items that arrived since, which are in none.
+
+    first_new: position of the first item that arrived since; new_scores: float32[m], theirs
+    """
+    positions, scores = lists.near(vector, NOMINATING_LISTS)
+    if len(new_scores):
+        arrived = np.arange(first_new, first_new + len(new_scores), dtype=np.int32)
+        positions, scores = np.concatenate([positions, arrived]), np.concatenate([scores, new_scores])
+    if len(positions) > NOMINEES:
+        return positions[np.argpartition(scores, len(scores) - NOMINEES)[len(scores) - NOMINEES :]]
+    return positions
 
 
 def highest(scores: Scores, most: int) -> Positions:
