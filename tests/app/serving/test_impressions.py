@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
-import psycopg2
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, event, select, text
 
 from app.catalog.users import hash_of
-from app.serving import impressions as writing
 from app.serving.exploration import Sampler
 from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.slate import Shown
@@ -34,16 +33,18 @@ def test_an_impression_that_cannot_be_stored_is_lost_alone(engine: Engine) -> No
     }
 
 
-def test_a_connection_lost_in_mid_statement_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, failures = writing.execute_values, [psycopg2.OperationalError("server closed the connection")]
+def test_a_connection_lost_in_mid_transaction_is_tried_again(engine: Engine) -> None:
+    ended: list[int] = []
 
-    def cut_off(*arguments: object, **options: object) -> None:
-        if failures:
-            raise failures.pop()
-        write(*arguments, **options)
+    @event.listens_for(engine, "after_cursor_execute")
+    def cut_off(db: Connection, cursor: Any, statement: str, *_: object) -> None:
+        if "pg_advisory" in statement and not ended:
+            ended.append(cursor.connection.info.backend_pid)
+            with engine.connect() as other:
+                other.execute(text("select pg_terminate_backend(:pid, 5000)"), {"pid": ended[0]})
 
-    monkeypatch.setattr(writing, "execute_values", cut_off)
     assert written(engine, SHOWN) == {"a"}
+    assert ended
 
 
 def test_what_an_erased_user_saw_before_does_not_come_back(engine: Engine) -> None:
