@@ -21,7 +21,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+import psycopg2
 from redis import Redis, RedisError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -100,15 +102,19 @@ def _for_all(cache: Redis, script: str, cache_version: str, user_ids: Collection
 
 
 def _alone(db: Connection, statement: str) -> str:
-    """What one statement answers, without the two trips to the server that open and end a transaction around it."""
-    db.execution_options(isolation_level="AUTOCOMMIT")
+    """What one statement answers, without the two trips to the server that open and end a transaction around it, and
+    without SQLAlchemy, which takes as long as the trip. Raises psycopg2.Error; `db` is then without a connection."""
+    raw: Any = db.connection.driver_connection
     try:
-        with db.begin():
-            answer: str = db.exec_driver_sql(statement).scalar_one()
-        return answer
-    finally:
-        if not db.invalidated:
-            db.execution_options(isolation_level="READ COMMITTED")
+        raw.autocommit = True
+        with raw.cursor() as cursor:
+            cursor.execute(statement)
+            answer: str = cursor.fetchone()[0]
+        raw.autocommit = False
+    except psycopg2.Error:
+        db.invalidate()
+        raise
+    return answer
 
 
 def _random() -> str:
@@ -166,7 +172,7 @@ class ViewWriter:
                 raise OutcomeUnknown("Postgres did not confirm: retry with the same ids") from error
         try:
             self._finish(db, version if marked else None, user_ids, token, marked_at)
-        except DBAPIError as error:
+        except (DBAPIError, psycopg2.Error) as error:
             raise OutcomeUnknown("the cache is outdated and Postgres away: retry with the same ids") from error
         change.settled_at = self._settled_at
         if wait:
