@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.ingest import Ingest
 from app.live.follower import LiveFollower
 from app.orphans import ending_with, serving_parent
-from app.serving.context import ContextReader
+from app.serving.breaker import Breaker
+from app.serving.context import POSTGRES_SECONDS, ContextReader
 from app.serving.exploration import Exploration
 from app.serving.impressions import ImpressionWriter
 from app.serving.inventory import InventoryHost
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2.0
 """A dependency that has not answered by then counts as missing."""
+LOOK_SECONDS = 2.0
+"""Between two looks at what is missing, for the metrics."""
 GRACE_SECONDS = 2.0
 """Of a Postgres that says nothing a connection takes leave so long after a statement should have ended."""
 LIVE_START_SECONDS = 20.0
@@ -63,6 +67,8 @@ class Resources:
     contexts: ContextReader
     pages: PageStore
     pipeline: Pipeline
+    scraping: Executor
+    """For `/metrics` alone: the threads of requests may all wait for a Postgres that hangs."""
     _asking: asyncio.Task[None] | None = None
 
     @property
@@ -138,7 +144,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(cache.aclose)
         live = LiveFollower(engine, settings)
         stack.callback(live.close)
-        inventories = await asyncio.to_thread(InventoryHost, engine, cache_sync, settings, live.state)
+        redis_breaker = Breaker("redis", patience_seconds=timeout)
+        postgres_breaker = Breaker("postgres", patience_seconds=POSTGRES_SECONDS)
+        inventories = await asyncio.to_thread(
+            InventoryHost, engine, cache_sync, settings, live.state, breaker=postgres_breaker
+        )
         if not await asyncio.to_thread(live.caught_up, LIVE_START_SECONDS):
             log.warning("serving begins while the live signals are still being counted")
         ingest = Ingest(engine, cache_sync, settings, on_commit=live.poke)
@@ -151,13 +161,15 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             cache_sync=cache_sync,
             settings=settings,
             cache_version=inventories.cache_version,
+            redis_breaker=redis_breaker,
+            postgres_breaker=postgres_breaker,
         )
-        pages = PageStore(cache, ttl_seconds=settings.cursor_ttl_seconds)
+        pages = PageStore(cache, ttl_seconds=settings.cursor_ttl_seconds, breaker=redis_breaker)
         stack.push_async_callback(pages.close)
         stack.enter_context(_refreshed(inventories, settings.refresh_seconds))
         # uvicorn's workers outlive a killed parent.
         stack.enter_context(ending_with(serving_parent(), _terminate))
-        yield Resources(
+        resources = Resources(
             settings=settings,
             engine=engine,
             cache=cache,
@@ -175,7 +187,17 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                 impressions=impressions,
                 exploration=Exploration(settings.explore_share, settings.explore_temperature),
             ),
+            scraping=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="metrics")),
         )
+        stack.callback(asyncio.create_task(_looked_after(resources)).cancel)
+        yield resources
+
+
+async def _looked_after(resources: Resources) -> None:
+    """Keeps `segue_dependency_up` true whether or not somebody asks `/readyz`."""
+    while True:
+        await resources.degraded()
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 class _refreshed:  # noqa: N801 - a context manager, named like one

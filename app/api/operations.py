@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Literal
 
@@ -64,10 +65,15 @@ async def readyz(resources: ResourcesDep) -> Readiness:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS_EXAMPLE}}}},
 )
-def metrics() -> Response:
+async def metrics(resources: ResourcesDep) -> Response:
     """In Prometheus' text format, of all processes that serve together. Durations are in seconds."""
+    loop = asyncio.get_running_loop()
+    return Response(await loop.run_in_executor(resources.scraping, _scraped), media_type=CONTENT_TYPE_LATEST)
+
+
+def _scraped() -> bytes:
     registry = THIS_PROCESS
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return generate_latest(registry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,17 +16,13 @@ from app import telemetry
 from app.feedback import user_state
 from app.feedback.cache_version import CacheVersion
 from app.feedback.user_state import UserView
+from app.serving.breaker import Breaker
 from app.settings import Settings
 from app.storage.redis import VERSIONS_KEY
 from app.storage.redis_multiplexer import RedisMultiplexer, mapping
 
-log = logging.getLogger(__name__)
-
-REDIS_PAUSE_SECONDS = 1.0
-"""After a failure Redis is left alone for this long, so that a dead one does not slow every request down."""
 POSTGRES_SECONDS = 2.0
 """A request waits no longer for Postgres before it is answered without the user's past."""
-POSTGRES_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,52 +53,61 @@ class ContextReader:
         cache_sync: redis.Redis,
         settings: Settings,
         cache_version: CacheVersion,
+        redis_breaker: Breaker | None = None,
+        postgres_breaker: Breaker | None = None,
     ) -> None:
+        """Breakers: shared with whatever else of this worker asks the two, so that one failure is enough."""
         # A user is read in one statement, hence of one moment: a transaction around it would be two trips more.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._cache = RedisMultiplexer(cache)
         self._cache_sync = cache_sync
         self._settings = settings
-        self._paused_until = 0.0
-        self._postgres_paused_until = 0.0
+        self._redis = redis_breaker or Breaker("redis", patience_seconds=settings.redis_timeout_seconds)
+        self._postgres = postgres_breaker or Breaker("postgres", patience_seconds=POSTGRES_SECONDS)
         self._loading: dict[tuple[str, str, bytes], asyncio.Task[UserView]] = {}
         self._cache_version = cache_version
 
     async def read(self, user_id: str) -> UserContext:
         """Never raises for a dependency: what is missing is None in the answer."""
-        if time.monotonic() >= self._paused_until:
+        if self._redis.lets_through():
+            since = time.monotonic()
             try:
-                return await self._from_redis(user_id)
+                versions, found, is_trusted = await self._asked_redis(user_id)
             except (RedisError, OSError) as error:
-                self.pause_redis(error)
+                self._redis.failed(error, since=since)
+            else:
+                self._redis.answered()
+                return UserContext(user_id, await self._view(user_id, found, is_trusted=is_trusted), versions)
         return UserContext(user_id, await self._from_postgres(user_id), None)
 
     async def versions(self) -> Mapping[str, str] | None:
         """The versions that Redis knows, for answers that need no user; None where Redis could not tell."""
-        if time.monotonic() >= self._paused_until:
+        if self._redis.lets_through():
+            since = time.monotonic()
             try:
                 server, (versions,) = await self._cache.ask(("HGETALL", VERSIONS_KEY))
-                return _versions(mapping(versions), server)
             except (RedisError, OSError) as error:
-                self.pause_redis(error)
+                self._redis.failed(error, since=since)
+            else:
+                self._redis.answered()
+                return _versions(mapping(versions), server)
         return None
 
-    def pause_redis(self, error: Exception) -> None:
-        telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
-        log.warning("Redis: %s; reading users from Postgres for %.0f s", error, REDIS_PAUSE_SECONDS)
-        self._paused_until = time.monotonic() + REDIS_PAUSE_SECONDS
-
-    async def _from_redis(self, user_id: str) -> UserContext:
+    async def _asked_redis(self, user_id: str) -> tuple[Mapping[str, str], user_state.View, bool]:
+        """What Redis has, and whether it can be believed."""
         is_trusted = self._cache_version.is_trusted
         versions, found = await self._fetch(user_id)
         if self._cache_version.seen_in_cache(versions.get("cache")):
             versions, found = await self._fetch(user_id)
+        return versions, found, is_trusted
+
+    async def _view(self, user_id: str, found: user_state.View, *, is_trusted: bool) -> UserView | None:
         if not is_trusted and (view := await self._from_postgres(user_id)) is not None:
-            return UserContext(user_id, view, versions)
+            return view
         if found.view is not None:
             telemetry.VIEW_READS.labels("redis").inc()
-            return UserContext(user_id, found.view, versions)
-        return UserContext(user_id, await self._rebuilt(user_id, found), versions)
+            return found.view
+        return await self._rebuilt(user_id, found)
 
     async def _fetch(self, user_id: str) -> tuple[Mapping[str, str], user_state.View]:
         key = user_state.view_key(self._cache_version.current, user_id)
@@ -116,7 +120,7 @@ class ContextReader:
         A load that began before the user's last event must not answer after it: the generation tells them apart, and
         without one nothing does.
         """
-        if time.monotonic() < self._postgres_paused_until:
+        if not self._postgres.lets_through():
             return None
         if found.generation is None:
             return await self._in_time(asyncio.create_task(self._rebuild(user_id, found)))
@@ -136,30 +140,28 @@ class ContextReader:
         )
 
     async def _from_postgres(self, user_id: str) -> UserView | None:
-        if time.monotonic() < self._postgres_paused_until:
+        if not self._postgres.lets_through():
             return None
         telemetry.VIEW_READS.labels("postgres").inc()
         return await self._in_time(asyncio.create_task(asyncio.to_thread(self._load, user_id)))
 
     async def _in_time(self, loading: asyncio.Task[UserView]) -> UserView | None:
-        """What Postgres answers; None where it fails or is too slow, and then it is left alone for a moment."""
+        """What Postgres answers; None where it fails or is too slow."""
+        since = time.monotonic()
         # Where nobody waits any more its failure is no news.
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(POSTGRES_SECONDS):
-                return await asyncio.shield(loading)
+                view = await asyncio.shield(loading)
         except (SQLAlchemyError, TimeoutError) as error:
-            self._pause_postgres(error)
+            self._postgres.failed(error, since=since, overdue=loading)
             return None
+        self._postgres.answered()
+        return view
 
     def _load(self, user_id: str) -> UserView:
         with self._engine.connect() as db:
             return user_state.load(db, user_id, self._settings)
-
-    def _pause_postgres(self, error: Exception) -> None:
-        telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-        log.warning("Postgres: %s; users are strangers for %.0f s", error or "no answer", POSTGRES_PAUSE_SECONDS)
-        self._postgres_paused_until = time.monotonic() + POSTGRES_PAUSE_SECONDS
 
 
 def _versions(raw: Mapping[bytes, bytes], server: str) -> Mapping[str, str]:

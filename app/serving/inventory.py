@@ -100,9 +100,9 @@ class InventoryHost:
         cache: redis.Redis,
         settings: Settings,
         live: LiveState,
-        postgres: Breaker | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
-        """postgres: shared with whatever else of this worker's requests asks it."""
+        """breaker: shared with whatever else of this worker asks Postgres for a request."""
         self._live = live
         self._engine = engine
         self._cache = cache
@@ -110,7 +110,7 @@ class InventoryHost:
         self._lock = threading.Lock()
         self._catching_up: asyncio.Task[bool] | None = None
         self._settled: Mapping[str, str] = {}
-        self._postgres = postgres or Breaker("postgres", patience_seconds=CATCH_UP_SECONDS)
+        self._postgres = breaker or Breaker("postgres", patience_seconds=CATCH_UP_SECONDS)
         looked_at = time.monotonic()
         with engine.connect() as db:
             self.models = ModelHost(settings.releases_dir, database_id(db))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -11,23 +12,30 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import orjson
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app import telemetry
-from app.errors import Gone, Invalid
+from app.errors import Gone, Invalid, Unavailable
+from app.serving.breaker import Breaker
 from app.serving.exploration import Draw
 from app.serving.slate import Shown
 from app.storage.redis_multiplexer import RedisMultiplexer
 from models.contracts import Reason
 
+log = logging.getLogger(__name__)
+
 RECENT_ITEMS = 200_000
 """Items of slates that a worker also keeps itself, about 40 MB: the next page mostly comes from it, and Redis may
 be away."""
 FLUSH_SECONDS = 0.01
+RETRY_SECONDS = 0.5
+"""After Redis did not take what was to be written."""
+SLATES_PER_WRITE = 200
 FRESH_SECONDS = 2.0
 """A cursor younger than this may have come before its slate: its reader waits a moment."""
 
@@ -68,13 +76,16 @@ class Pinned:
 class PageStore:
     """Keeps pinned slates. Writing is buffered, so that a first page pays no second trip to Redis."""
 
-    def __init__(self, cache: redis.asyncio.Redis, *, ttl_seconds: int) -> None:
+    def __init__(self, cache: redis.asyncio.Redis, *, ttl_seconds: int, breaker: Breaker | None = None) -> None:
+        """breaker: shared with whatever else of this worker asks Redis."""
+        self._breaker = breaker or Breaker("redis", patience_seconds=1.0)
         self._cache = RedisMultiplexer(cache)
         self._ttl = ttl_seconds
         self._recent: OrderedDict[str, Pinned] = OrderedDict()
         self._recent_items = 0
         self._unwritten: dict[str, Pinned] = {}
         self._flushing: asyncio.Task[None] | None = None
+        self._is_closing = False
 
     def put(self, pinned: Pinned) -> str:
         """The cursor that brings the slate back."""
@@ -88,7 +99,8 @@ class PageStore:
     async def get(self, cursor: str, endpoint: str, owner: str = "") -> Pinned:
         """The slate. owner: the user who asks for it, "" where the endpoint answers the same to all.
 
-        Raises Invalid for what was never a cursor of this endpoint and user, Gone for one that has expired.
+        Raises Invalid for what was never a cursor of this endpoint and user, Gone for one that has expired, and
+        Unavailable where only Redis could tell, and is away.
         """
         if not _CURSOR.fullmatch(cursor):
             raise Invalid.field(("query", "cursor"), "not a cursor of this service; use next_cursor as it came")
@@ -96,12 +108,14 @@ class PageStore:
             raise Invalid.field(("query", "cursor"), f"was not given here for user_id={owner!r}")
         pinned = await self._find(cursor, owner)
         if pinned is None:
-            raise Gone(f"cursor {cursor}: expired after {self._ttl} s; start again without one")
+            raise Gone(f"cursor {cursor}: expired after {self._ttl} s, or lost; start again without one")
         if pinned.endpoint != endpoint:
             raise Invalid.field(("query", "cursor"), f"belongs to {pinned.endpoint}")
         return pinned
 
     async def close(self) -> None:
+        """Writes what is not written yet, if Redis takes it."""
+        self._is_closing = True
         if self._flushing is not None:
             await self._flushing
 
@@ -117,34 +131,67 @@ class PageStore:
         # A time of issue ahead of ours is another worker's clock, or forged: neither is worth a longer wait.
         deadline = time.monotonic() + min(FRESH_SECONDS - _age(cursor), FRESH_SECONDS)
         while True:
-            _, (raw,) = await self._cache.ask(("GET", _key(cursor, owner)))
+            raw = await self._asked(_key(cursor, owner))
             if isinstance(raw, bytes):
                 return _decode(raw)
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.05)
 
+    async def _asked(self, key: str) -> object:
+        if not self._breaker.lets_through():
+            raise Unavailable("query.cursor: Redis, which keeps the slate, does not answer; retry")
+        since = time.monotonic()
+        try:
+            _, (raw,) = await self._cache.ask(("GET", key))
+        except (RedisError, OSError) as error:
+            self._breaker.failed(error, since=since)
+            raise Unavailable("query.cursor: Redis, which keeps the slate, does not answer; retry") from error
+        self._breaker.answered()
+        return raw
+
     def _remember(self, cursor: str, pinned: Pinned) -> None:
         self._recent[cursor] = pinned
         self._recent_items += len(pinned.remaining) + len(pinned.given)
         while self._recent_items > RECENT_ITEMS and len(self._recent) > 1:
-            _, oldest = self._recent.popitem(last=False)
+            cursor, oldest = self._recent.popitem(last=False)
+            self._unwritten.pop(cursor, None)
             self._recent_items -= len(oldest.remaining) + len(oldest.given)
 
     async def _flush(self) -> None:
         while self._unwritten:
             await asyncio.sleep(FLUSH_SECONDS)
-            batch, self._unwritten = self._unwritten, {}
-            try:
-                await self._cache.ask(
-                    *(
-                        ("SET", _key(cursor, pinned.owner), _encode(pinned), "EX", self._ttl)
-                        for cursor, pinned in batch.items()
-                    )
+            if await self._has_written():
+                continue
+            if self._is_closing:
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _has_written(self) -> bool:
+        """Whether Redis took some slates. The others are kept for later, so that cursors outlive its absence."""
+        if not self._breaker.lets_through():
+            return False
+        batch, since = dict(islice(self._unwritten.items(), SLATES_PER_WRITE)), time.monotonic()
+        try:
+            await self._cache.ask(
+                *(
+                    ("SET", _key(cursor, pinned.owner), _encode(pinned), "EX", self._ttl)
+                    for cursor, pinned in batch.items()
                 )
-            except (RedisError, OSError):
-                # This worker still knows them; elsewhere the cursor will have expired.
-                telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+            )
+        except ResponseError as error:
+            # It is full, say. What it has can be read all the same.
+            telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+            self._breaker.answered()
+            log.warning("Redis takes no slates: %s", error)
+            return False
+        except (RedisError, OSError) as error:
+            self._breaker.failed(error, since=since)
+            return False
+        self._breaker.answered()
+        for cursor in batch:
+            self._unwritten.pop(cursor, None)
+        return True
 
 
 def _key(cursor: str, owner: str) -> str:

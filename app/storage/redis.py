@@ -39,14 +39,15 @@ def open_sync(url: str, *, timeout_seconds: float) -> redis.Redis:
 
 
 def open_async(url: str, *, timeout_seconds: float) -> redis.asyncio.Redis:
-    """A client for the event loop. One retry: a connection that the server closed while idle is not news.
+    """A client for the event loop. One retry: a connection that the server closed while idle is not news; that it
+    says nothing is, and is not waited for twice.
 
     `CLIENT GETNAME` tells on each connection the run id of the server, which is another after each start.
     """
     return redis.asyncio.Redis.from_url(
         url,
         **_options(timeout_seconds),
-        retry=AsyncRetry(NoBackoff(), 1),
+        retry=AsyncRetry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         redis_connect_func=_name_after_the_server,
     )
 

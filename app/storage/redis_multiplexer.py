@@ -40,6 +40,7 @@ class RedisMultiplexer:
     def __init__(self, cache: redis.asyncio.Redis) -> None:
         """cache: whose pool opens the connection, and closes it with the others."""
         self._pool = cache.connection_pool
+        self._patience = self._pool.connection_kwargs.get("socket_timeout") or FOREVER_SECONDS
         self._connection: redis.asyncio.Connection | None = None
         self._opening: asyncio.Task[_Wire] | None = None
         self._wire: _Wire | None = None
@@ -50,8 +51,9 @@ class RedisMultiplexer:
         Where the connection is lost before the answer came, all of it is asked once more: a connection that the
         server closed while it was idle is not news.
         """
+        wire = await self._opened()
         try:
-            return await (await self._opened()).ask(commands)
+            return await wire.ask(commands)
         except redis.ConnectionError:
             return await (await self._opened()).ask(commands)
 
@@ -60,10 +62,18 @@ class RedisMultiplexer:
         if self._wire is not None and not self._wire.is_closed:
             return self._wire
         if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(self._open())
+            self._opening = asyncio.create_task(self._open_in_time())
             # Where nobody waits any more its failure is no news.
             self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._opening)
+
+    async def _open_in_time(self) -> _Wire:
+        """redis-py waits for each of the several answers of its greeting, and tries twice."""
+        try:
+            async with asyncio.timeout(self._patience):
+                return await self._open()
+        except TimeoutError as error:
+            raise redis.TimeoutError(f"Redis did not let us in within {self._patience} s") from error
 
     async def _open(self) -> _Wire:
         if self._connection is not None:
