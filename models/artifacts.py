@@ -54,7 +54,8 @@ class RowMap:
     """Which database row is at which position of the fitted arrays, both ways.
 
     row_of_position: int64[n_items]
-    position_of_row: int32[highest row + 1], -1 where the release does not know the row
+    position_of_row: int32[highest row + 2], -1 where the release does not know the row, and in the last place, which
+                     stands for all rows above
     """
 
     row_of_position: NDArray[np.int64]
@@ -63,17 +64,13 @@ class RowMap:
     @classmethod
     def of(cls, row_of_position: NDArray[np.integer[Any]]) -> RowMap:
         rows = np.asarray(row_of_position, np.int64)
-        position_of_row = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)
+        position_of_row = np.full(int(rows.max(initial=-1)) + 2, -1, np.int32)
         position_of_row[rows] = np.arange(len(rows), dtype=np.int32)
         return cls(rows, position_of_row)
 
     def positions_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
         """int32[k]: the rows' positions, -1 for rows that the release does not know."""
-        rows = np.asarray(rows, np.int64)
-        known = (rows >= 0) & (rows < len(self.position_of_row))
-        positions = np.full(len(rows), -1, np.int32)
-        positions[known] = self.position_of_row[rows[known]]
-        return positions
+        return self.position_of_row.take(rows, mode="clip")
 
 
 @dataclass(frozen=True, slots=True)

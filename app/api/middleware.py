@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import lru_cache
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +13,10 @@ from app import telemetry
 from app.api.problems import bug, problem
 from app.errors import TooLarge
 from app.serving.request_ids import new_request_id
+
+# The search for a metric's label values costs more than counting does.
+_counter = lru_cache(256)(telemetry.REQUESTS.labels)
+_timer = lru_cache(256)(telemetry.REQUEST_SECONDS.labels)
 
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
 
@@ -53,8 +58,8 @@ class Surroundings:
         finally:
             route = scope.get("route")
             path = getattr(route, "path", "unmatched")
-            telemetry.REQUESTS.labels(scope["method"], path, str(status)).inc()
-            telemetry.REQUEST_SECONDS.labels(path).observe(time.perf_counter() - started)
+            _counter(scope["method"], path, status).inc()
+            _timer(path).observe(time.perf_counter() - started)
 
     def _bounded(self, receive: Receive) -> Receive:
         received = 0

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from app.serving.request_ids import new_request_id
 from app.serving.retrieve import Retrieved, below, history_positions, retrieve, with_reasons
 from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins, without_pinned
 from models.contracts import History, Query
+
+_counter = lru_cache(256)(telemetry.RECOMMENDATIONS.labels)
 
 LOOKAHEAD = 40
 """Items ranked beyond the asked page: what the next pages are cut from, and what diversity chooses among."""
@@ -131,7 +134,7 @@ class Pipeline:
             inventory=inventory,
             next_cursor=self._pages.put(replace(pinned, given=given, remaining=rest, draw=None)) if rest else None,
         )
-        telemetry.RECOMMENDATIONS.labels(page.route, page.recommender).inc()
+        _counter(page.route, page.recommender).inc()
         if pinned.slate_id is not None:
             telemetry.EXPLORED.labels(page.route).inc()
         if ask.at is None:

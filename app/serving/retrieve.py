@@ -10,7 +10,7 @@ import numpy as np
 
 from app import telemetry
 from app.serving.model_host import ServedRelease
-from app.serving.slate import Shown
+from app.serving.slate import Shown, items_of
 from models.contracts import Candidates, Positions, Query, Reason, Recommender
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,7 @@ def _ask(recommender: Recommender | None, name: str, query: Query) -> Candidates
 
 def _shown(release: ServedRelease, name: str, candidates: Candidates) -> list[Shown]:
     rows = release.row_of_position[candidates.positions].tolist()
-    scores = candidates.scores.tolist()
-    for_now = Reason("fallback")
-    return [Shown(row, score, name, False, for_now) for row, score in zip(rows, scores, strict=True)]
+    return items_of(rows, candidates.scores.tolist(), name, Reason("fallback"))
 
 
 def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:
@@ -80,18 +78,17 @@ def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:
 
 def with_reasons(release: ServedRelease, slate: Sequence[Shown], query: Query, leader: str) -> list[Shown]:
     """The slate with the reason that its recommender gives for each item; what filled up says `fallback`."""
-    mine = [i for i, shown in enumerate(slate) if shown.source == leader and not shown.promoted]
+    mine = [shown.row for shown in slate if shown.source == leader and not shown.promoted]
     recommender = release.recommenders.get(leader)
     if recommender is None or not mine:
         return list(slate)
-    positions = release.positions(np.array([slate[i].row for i in mine], np.int32))
-    known = positions >= 0
-    reasons = iter(recommender.reasons(query, positions[known]))
-    explained = list(slate)
-    for i, is_known in zip(mine, known.tolist(), strict=True):
-        if is_known:
-            explained[i] = slate[i]._replace(reason=_with_row(release, next(reasons)))
-    return explained
+    positions = release.positions(np.array(mine, np.int32))
+    known = positions[positions >= 0]
+    rows = release.row_of_position[known].tolist()
+    given = dict(zip(rows, recommender.reasons(query, known), strict=True))
+    return [
+        shown._replace(reason=_with_row(release, given[shown.row])) if shown.row in given else shown for shown in slate
+    ]
 
 
 def _with_row(release: ServedRelease, reason: Reason) -> Reason:

@@ -6,7 +6,8 @@ recommender wastes a place on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,12 @@ class Shown(NamedTuple):
     promoted: bool
     reason: Reason
     propensity: float | None = None
+
+
+def items_of(rows: Iterable[int], scores: Iterable[float], source: str, reason: Reason) -> list[Shown]:
+    """Unpromoted items of one source. Without Python's own steps for each: this is made fifty at a time."""
+    fields = zip(rows, scores, repeat(source), repeat(False), repeat(reason), repeat(None))
+    return list(map(tuple.__new__, repeat(Shown), fields))
 
 
 def boosted(slate: Sequence[Shown], promotions: Sequence[Promotion]) -> list[Shown]:

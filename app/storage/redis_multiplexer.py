@@ -29,9 +29,9 @@ class Answer(NamedTuple):
     replies: list[Any]
 
 
-def mapping(reply: Mapping[bytes, bytes] | Sequence[bytes]) -> Mapping[bytes, bytes]:
+def mapping(reply: dict[bytes, bytes] | list[bytes]) -> Mapping[bytes, bytes]:
     """A reply of HGETALL, which protocol 2 sends as a list."""
-    return reply if isinstance(reply, Mapping) else dict(zip(reply[::2], reply[1::2], strict=True))
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 class RedisMultiplexer:
