@@ -16,7 +16,8 @@ from uvicorn.supervisors.multiprocess import Process
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 2.0
-"""Between two starts of what can't start now."""
+JOBS_AGAIN_SECONDS = 5.0
+"""Between two starts of what can't start now: each costs a second of CPU."""
 
 
 class Workers(Multiprocess):
@@ -30,15 +31,19 @@ class Workers(Multiprocess):
         for index, worker in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
-            if worker.is_alive(self.config.timeout_worker_healthcheck):
-                self._has_served = self._has_served or worker.is_ready()
-            else:
+            if not worker.is_alive(self.config.timeout_worker_healthcheck):
                 self._replace(index, worker)
+        self._notice_who_serves()
+
+    def _notice_who_serves(self) -> None:
+        if not self._has_served:
+            self._has_served = any(worker.process.is_alive() and worker.is_ready() for worker in self.processes)
 
     def _replace(self, index: int, dead: Process) -> None:
         dead.kill()  # it may be hung
         dead.join()
         if dead.exitcode == STARTUP_FAILURE:
+            self._notice_who_serves()
             if not self._has_served:
                 log.error("a worker can't start; stopping")
                 self.should_exit.set()
@@ -71,7 +76,7 @@ class JobWorker:
                 return
 
     def _keep_alive(self) -> None:
-        while not self._over.wait(AGAIN_SECONDS):
+        while not self._over.wait(JOBS_AGAIN_SECONDS):
             if (code := self._process.poll()) is not None:
                 log.warning("the worker for jobs died (exit code %s): starting another", code)
                 self._process = self._started()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.steadfast import stage
@@ -19,12 +17,12 @@ LONGEST_PAUSE_S = 3.0
 
 def main() -> None:
     asked = _arguments().parse_args()
-    with data_folder(asked.folder) as data_dir:
+    with stage.data_folder(asked.folder) as data_dir:
         stage.prepare(data_dir)
         began = time.monotonic()
-        run = Run(data_dir, seed=asked.seed, bounds=Bounds(), say=_said_since(began), pause_s=asked.pause)
-        deadline = time.monotonic() + 60 * asked.minutes
-        plan = at_random(random.Random(asked.seed), asked.only or run.kinds, lambda: time.monotonic() > deadline)
+        bounds = Bounds(healed_s=asked.healed, gone_s=asked.gone)
+        run = Run(data_dir, seed=asked.seed, bounds=bounds, say=_said_since(began), pause_s=asked.pause)
+        plan = at_random(random.Random(asked.seed), asked.only or run.kinds, 60 * asked.minutes)
         report = run.conduct(plan, longest_pause_s=LONGEST_PAUSE_S)
     _say(str(report))
     for violation in report.violations:
@@ -32,23 +30,15 @@ def main() -> None:
     sys.exit(1 if report.violations else 0)
 
 
-@contextmanager
-def data_folder(kept: Path | None = None) -> Iterator[Path]:
-    """One that the unprivileged user which Postgres runs as can enter; a temporary one, unless it is to be kept."""
-    if kept is not None:
-        kept.mkdir(mode=0o755)
-        yield kept
-        return
-    with tempfile.TemporaryDirectory(prefix="segue-steadfast-", ignore_cleanup_errors=True) as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
 def _arguments() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m tests.steadfast", description=(__doc__ or "").splitlines()[0])
     options.add_argument("--minutes", type=float, default=60)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--pause", type=float, default=0.1, help="longest pause of a client between calls, seconds")
+    options.add_argument("--healed", type=float, default=Bounds.healed_s, help="so soon everything must serve again, s")
+    options.add_argument(
+        "--gone", type=float, default=Bounds.gone_s, help="so soon nothing of a dead service is left, s"
+    )
     options.add_argument("--folder", type=Path, help="a new folder that keeps the data and the services' logs")
     options.add_argument("--only", nargs="*", metavar="KIND", help="kinds of fault (default: all)")
     return options

@@ -20,7 +20,7 @@ from tests.steadfast.services import Service, Services
 
 T = TypeVar("T")
 
-SHORTEST_STOP_S, LONGEST_STOP_S = 0.2, 5.0
+SHORTEST_STOP_S = 0.2
 
 
 class NobodyThere(Exception):
@@ -30,8 +30,8 @@ class NobodyThere(Exception):
 class Faults:
     """Each kind is a method that does it and says to whom, and until when it lasts."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, services: Services, *, longest_stop_s: float) -> None:
+        self._services, self._longest_stop_s = services, longest_stop_s
         self._timers: list[threading.Timer] = []
         self.kinds: dict[str, Callable[[random.Random], tuple[str, float]]] = {
             "kill worker": self._kill_worker,
@@ -114,7 +114,7 @@ class Faults:
         return self._stop(chance, f"{len(some)} of {len(backends)} backends", some)
 
     def _stop(self, chance: random.Random, what: str, processes: Iterable[psutil.Process]) -> tuple[str, float]:
-        lasts_s = chance.uniform(SHORTEST_STOP_S, LONGEST_STOP_S)
+        lasts_s = chance.uniform(SHORTEST_STOP_S, self._longest_stop_s)
         stopped = []
         for process in processes:
             with suppress(psutil.NoSuchProcess):

@@ -31,12 +31,13 @@ Plan = Iterator[list[str]]
 """Faults by kind; those of one list in short succession."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bounds:
-    """How soon everything serves again, and how soon nothing is left of a killed service."""
+    """How soon everything serves again, how soon nothing is left of a killed service, how long anything is stopped."""
 
     healed_s: float = 30.0
     gone_s: float = 5.0
+    longest_stop_s: float = 5.0
 
 
 @dataclass
@@ -81,14 +82,15 @@ class Report:
         return f"{violation}\n  faults:\n{told(moment for moment in near if moment[0] < violation.at + 1)}"
 
 
-def at_random(chance: random.Random, kinds: list[str], until: Callable[[], bool]) -> Plan:
-    """Each kind as often as the others; three in ten together with others."""
-    while not until():
+def at_random(chance: random.Random, kinds: list[str], seconds: float) -> Plan:
+    """Each kind as often as the others, three in ten together with others; for so long from the first on."""
+    deadline = time.monotonic() + seconds
+    while True:
         for kind in chance.sample(kinds, len(kinds)):
+            if time.monotonic() > deadline:
+                return
             more = chance.randint(1, 2) if chance.random() < 0.3 else 0
             yield [kind, *chance.choices(kinds, k=more)]
-            if until():
-                return
 
 
 class Run:
@@ -101,7 +103,7 @@ class Run:
         self._data_dir, self._bounds, self._say = data_dir, bounds, say
         self._chance = random.Random(seed)
         self._services = Services(data_dir, WORKERS)
-        self._faults = Faults(self._services)
+        self._faults = Faults(self._services, longest_stop_s=bounds.longest_stop_s)
         self._load = Load(self._services.targets, stage.ITEMS, stage.BLOCKABLE, seed=seed, pause_s=pause_s)
 
     @property

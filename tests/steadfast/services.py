@@ -25,19 +25,21 @@ _OURS = ("DATABASE_URL", "REDIS_URL", "PROMETHEUS_MULTIPROC_DIR")
 class Service:
     """One `segue serve`, and what it is started with again after its death."""
 
-    def __init__(self, name: str, workers: int, data_dir: Path) -> None:
+    def __init__(self, name: str, workers: int, data_dir: Path, *, jobs: bool = False) -> None:
+        """jobs: with a worker for training jobs beside it."""
         self.n_workers = workers
         port = _free_port()
         self.target = Target(name, f"http://127.0.0.1:{port}")
         self._command = [
-            sys.executable, "-m", "app.cli", "serve", "--no-worker", "--port", str(port), "--workers", str(workers)
+            sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--workers", str(workers),
+            "--worker" if jobs else "--no-worker",
         ]  # fmt: skip
         self._environment = {
             **{
                 name: value for name, value in os.environ.items() if not name.startswith("SEGUE_") and name not in _OURS
             },
             "SEGUE_DATA_DIR": str(data_dir),
-            "SEGUE_LOG_LEVEL": "warning",
+            "SEGUE_LOG_LEVEL": "info",
         }
         self._log = data_dir / f"service-{name}.log"
         self.is_killed = False
@@ -60,7 +62,11 @@ class Service:
         """The processes that answer: children of the parent, or the parent itself where there is one worker."""
         if self.n_workers == 1:
             return [self.process] if self.is_alive else []
-        return [child for child in self.family()[1:] if "spawn_main" in _command_line(child)]
+        return self.children("spawn_main")
+
+    def children(self, argument: str) -> list[psutil.Process]:
+        """Those whose command line has this in it."""
+        return [child for child in self.family()[1:] if argument in _command_line(child)]
 
     def family(self) -> list[psutil.Process]:
         """The parent and all that it started, but for the embedded servers, which are init's."""
@@ -71,6 +77,10 @@ class Service:
     @property
     def is_complete(self) -> bool:
         return self.is_alive and len(self.workers()) == self.n_workers
+
+    def starts(self) -> int:
+        """How many workers have got as far as serving, the dead ones too."""
+        return self._log.read_text("utf-8", errors="replace").count("Application startup complete")
 
     def log_tail(self, lines: int = 15) -> str:
         return "\n".join(self._log.read_text("utf-8", errors="replace").splitlines()[-lines:])

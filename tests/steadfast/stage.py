@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import text
@@ -30,6 +32,18 @@ STORED = """
           UNION ALL SELECT event_id, user_row, item_row, 'impression', NULL FROM on_screen) AS done
     JOIN users ON users.row = user_row JOIN items ON items.row = item_row
 """
+
+
+@contextmanager
+def data_folder(kept: Path | None = None) -> Iterator[Path]:
+    """One that the unprivileged user which Postgres runs as can enter; a temporary one, unless it is to be kept."""
+    if kept is not None:
+        kept.mkdir(mode=0o755)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="segue-steadfast-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def prepare(data_dir: Path) -> None:

@@ -1,0 +1,77 @@
+"""What dies is started again, by whoever started it, also while something that it needs is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+
+from app.storage.embedded import running_pids
+from tests.steadfast.calls import call
+from tests.steadfast.services import SERVERS, Service, is_living
+
+pytestmark = pytest.mark.xdist_group("service")
+
+PATIENCE_S = 120.0
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def service(data_dir: Path) -> Iterator[Service]:
+    """One service with two workers, and one for jobs."""
+    started = Service("A", 2, data_dir, jobs=True)
+    try:
+        awaited(lambda: started.starts() == started.n_workers, "it does not start")
+        yield started
+    finally:
+        started.end()
+
+
+def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away(
+    service: Service, data_dir: Path
+) -> None:
+    supervisor, postgres = (psutil.Process(running_pids(data_dir)[name]) for name in ("supervisor", "postgres"))
+    killed, survivor = service.workers()
+    (jobs,) = service.children("app.cli worker")
+
+    supervisor.suspend()  # else Postgres would be back at once
+    try:
+        for process in (postgres, killed, jobs):
+            process.kill()
+        (another,) = awaited(lambda: started_since(service, killed, survivor), "the killed worker is not started again")
+        awaited(lambda: not is_living(another), "it starts without Postgres")
+        assert is_living(survivor)
+        assert answers(service)
+    finally:
+        supervisor.resume()
+
+    awaited(lambda: service.is_complete and set(running_pids(data_dir)) == SERVERS, "it is not complete again")
+    awaited(lambda: service.children("app.cli worker") not in ([], [jobs]), "there is no worker for jobs")
+    awaited(lambda: takes_events(service), "it takes no events")
+
+
+def started_since(service: Service, *before: psutil.Process) -> list[psutil.Process]:
+    return [worker for worker in service.workers() if worker not in before]
+
+
+def answers(service: Service) -> bool:
+    return call(service.target, "GET", "/recommend?user_id=nobody", timeout_s=20).status == 200
+
+
+def takes_events(service: Service) -> bool:
+    event = '{"user_id": "somebody", "item_id": "i0", "kind": "view"}'
+    return call(service.target, "POST", "/events", event, timeout_s=20).status == 202
+
+
+def awaited(condition: Callable[[], T], failure: str) -> T:
+    """What the condition says once it is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (said := condition()):
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.05)
+    return said
