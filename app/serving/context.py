@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import redis.asyncio
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
+from app.catalog.versions import read as versions_in_postgres
 from app.feedback import user_state
 from app.feedback.cache_version import CacheVersion
 from app.feedback.user_state import UserView
@@ -21,16 +23,18 @@ from app.settings import Settings
 from app.storage.redis import VERSIONS_KEY
 from app.storage.redis_multiplexer import RedisMultiplexer, mapping
 
+T = TypeVar("T")
+
 POSTGRES_SECONDS = 2.0
 """A request waits no longer for Postgres before it is answered without the user's past."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserContext:
-    """A user's past as this request sees it, and the versions that Redis knew at the same moment.
+    """A user's past as this request sees it, and the versions that Redis, or else Postgres, knew at the same moment.
 
     view:     None where neither Redis nor Postgres could tell
-    versions: None where Redis could not be asked, empty of names where it has none of its own life
+    versions: None where neither could tell; empty of names where Redis has none of its own life
     """
 
     user_id: str
@@ -77,11 +81,13 @@ class ContextReader:
                 self._redis.failed(error, since=since)
             else:
                 self._redis.answered()
-                return UserContext(user_id, await self._view(user_id, found, is_trusted=is_trusted), versions)
-        return UserContext(user_id, await self._from_postgres(user_id), None)
+                if is_trusted or (known := await self._from_postgres(user_id)).view is None:
+                    known = UserContext(user_id, await self._view(user_id, found), versions)
+                return known
+        return await self._from_postgres(user_id)
 
     async def versions(self) -> Mapping[str, str] | None:
-        """The versions that Redis knows, for answers that need no user; None where Redis could not tell."""
+        """The versions of this moment, for answers that need no user; None where nobody could tell."""
         if self._redis.lets_through():
             since = time.monotonic()
             try:
@@ -91,7 +97,7 @@ class ContextReader:
             else:
                 self._redis.answered()
                 return _versions(mapping(versions), server)
-        return None
+        return await self._asked_postgres(versions_in_postgres)
 
     async def _asked_redis(self, user_id: str) -> tuple[Mapping[str, str], user_state.View, bool]:
         """What Redis has, and whether it can be believed."""
@@ -101,9 +107,7 @@ class ContextReader:
             versions, found = await self._fetch(user_id)
         return versions, found, is_trusted
 
-    async def _view(self, user_id: str, found: user_state.View, *, is_trusted: bool) -> UserView | None:
-        if not is_trusted and (view := await self._from_postgres(user_id)) is not None:
-            return view
+    async def _view(self, user_id: str, found: user_state.View) -> UserView | None:
         if found.view is not None:
             telemetry.VIEW_READS.labels("redis").inc()
             return found.view
@@ -139,29 +143,37 @@ class ContextReader:
             user_state.rebuild, self._engine, self._cache_sync, version, user_id, found, self._settings
         )
 
-    async def _from_postgres(self, user_id: str) -> UserView | None:
+    async def _from_postgres(self, user_id: str) -> UserContext:
+        telemetry.VIEW_READS.labels("postgres").inc()
+        found = await self._asked_postgres(
+            lambda db: (user_state.load(db, user_id, self._settings), versions_in_postgres(db))
+        )
+        return UserContext(user_id, *(found or (None, None)))
+
+    async def _asked_postgres(self, question: Callable[[Connection], T]) -> T | None:
+        """What Postgres answers; None where it fails or is too slow."""
         if not self._postgres.lets_through():
             return None
-        telemetry.VIEW_READS.labels("postgres").inc()
-        return await self._in_time(asyncio.create_task(asyncio.to_thread(self._load, user_id)))
 
-    async def _in_time(self, loading: asyncio.Task[UserView]) -> UserView | None:
+        def ask() -> T:
+            with self._engine.connect() as db:
+                return question(db)
+
+        return await self._in_time(asyncio.create_task(asyncio.to_thread(ask)))
+
+    async def _in_time(self, loading: asyncio.Task[T]) -> T | None:
         """What Postgres answers; None where it fails or is too slow."""
         since = time.monotonic()
         # Where nobody waits any more its failure is no news.
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(POSTGRES_SECONDS):
-                view = await asyncio.shield(loading)
+                answer = await asyncio.shield(loading)
         except (SQLAlchemyError, TimeoutError) as error:
             self._postgres.failed(error, since=since, overdue=loading)
             return None
         self._postgres.answered()
-        return view
-
-    def _load(self, user_id: str) -> UserView:
-        with self._engine.connect() as db:
-            return user_state.load(db, user_id, self._settings)
+        return answer
 
 
 def _versions(raw: Mapping[bytes, bytes], server: str) -> Mapping[str, str]:

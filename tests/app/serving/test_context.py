@@ -179,3 +179,27 @@ def test_rules_that_a_restart_brings_back_are_looked_up(
     context = read(host.cache_version)
     assert asyncio.run(host.caught_up(context.versions)).versions["rules"] == block["rules"]
     assert read(host.cache_version).versions == {**block, "server": (context.versions or {})["server"]}
+
+
+def test_without_redis_past_and_versions_are_those_of_postgres(
+    engine: Engine, ingest: Ingest, cache: redis.Redis, tmp_path: Path
+) -> None:
+    """Else a block that another worker acknowledged a moment ago would not hold before the next refresh."""
+    ingest.submit_blocking([an_event("ann")])
+    host = InventoryHost(engine, cache, Settings(data_dir=tmp_path), LiveState())
+    with engine.begin() as db:
+        versions.bump(db, "rules")
+        block = versions.read(db)
+
+    async def scenario() -> None:
+        nowhere = open_async(f"unix://{tmp_path}/nowhere", timeout_seconds=1)
+        reader = ContextReader(
+            engine=engine, cache=nowhere, cache_sync=cache, settings=Settings(), cache_version=host.cache_version
+        )
+        context = await reader.read("ann")
+        assert interactions(context) == 1
+        assert context.versions == await reader.versions() == block
+        assert (await host.caught_up(context.versions)).versions["rules"] == block["rules"]
+        await nowhere.aclose()
+
+    asyncio.run(scenario())
