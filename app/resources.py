@@ -25,6 +25,7 @@ from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.ingest import Ingest
 from app.live.follower import LiveFollower
 from app.orphans import ending_with, serving_parent
+from app.retention import RetentionKeeper
 from app.serving.breaker import Breaker
 from app.serving.context import POSTGRES_SECONDS, ContextReader
 from app.serving.exploration import Exploration
@@ -167,6 +168,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         pages = PageStore(cache, ttl_seconds=settings.cursor_ttl_seconds, breaker=redis_breaker)
         stack.push_async_callback(pages.close)
         stack.enter_context(_refreshed(inventories, settings.refresh_seconds))
+        retention = RetentionKeeper(engine, cache_sync, settings)
+        stack.callback(retention.close)
         # uvicorn's workers outlive a killed parent.
         stack.enter_context(ending_with(serving_parent(), _terminate))
         resources = Resources(

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     explore_temperature: float = Field(
         default=0.5, ge=0.1, le=100, description="of the draw: lower keeps more of the order"
     )
+    impressions_days: int = Field(default=90, ge=0, description="how long shown pages are kept; 0: for ever")
+    events_days: int = Field(default=0, ge=0, description="how long every event is kept; 0: for ever")
+    audit_days: int = Field(default=0, ge=0, description="how long lines of the audit log are kept; 0: for ever")
+    prune_seconds: float = Field(default=3_600, gt=0, description="how often what is older is looked for")
     redis_timeout_seconds: float = Field(default=0.25, gt=0, description="longest wait for one Redis answer")
     database_timeout_seconds: float = Field(default=10, gt=0, description="longest statement on Postgres")
     database_pool: int = Field(default=8, ge=1, description="Postgres connections per worker")

@@ -35,6 +35,13 @@ RELEASE_FAILURES = Counter("segue_release_load_failures_total", "Releases that c
 CATALOG_ITEMS = Gauge("segue_catalog_items", "Items that can be shown", multiprocess_mode="livemax")
 NEW_ITEMS = Gauge("segue_new_items", "Items newer than the served release", multiprocess_mode="livemax")
 
+PRUNED_ROWS = Counter("segue_pruned_rows_total", "Rows that were kept for as long as the settings say", ["table"])
+PRUNED_AT = Gauge(
+    "segue_pruned_timestamp_seconds",
+    "Unix time of the last complete round of pruning; 0 before the first",
+    multiprocess_mode="max",
+)
+
 LIVE_EVENTS = Counter("segue_live_events_total", "Events that this process folded into its live signals")
 LIVE_LAG = Gauge(
     "segue_live_lag_seconds",

@@ -75,7 +75,7 @@ class EventsAccepted(BaseModel):
     model_config = example(accepted=3, duplicates=1, watermark="48213")
 
     accepted: int = Field(description="newly stored (those of an erased user are acknowledged and not stored)")
-    duplicates: int = Field(description="stored before, under the same event_id")
+    duplicates: int = Field(description="stored before, under the same event_id, or older than what is kept")
     watermark: str = Field(description="for `min_watermark` of GET /recommend", examples=["48213"])
 
 

@@ -23,6 +23,7 @@ for command in (
     storage.backup,
     storage.restore,
     storage.restored,
+    storage.prune,
 ):
     app.command()(command)
 app.add_typer(imports.imports, name="import")

@@ -77,6 +77,27 @@ def restored() -> None:
     console.print("the versions have new epochs" + (", and transactions new numbers" if renumbered else ""))
 
 
+def prune() -> None:
+    """Delete what is older than the settings keep (SEGUE_…_DAYS); the service does it by itself every hour."""
+    from app.erasure import forget_late
+    from app.retention import prune as run
+    from app.storage.redis import open_sync
+
+    with opened() as (settings, engine):
+        gone = run(engine, settings)
+        cache = open_sync(settings.redis_url or "", timeout_seconds=settings.redis_timeout_seconds)
+        late = forget_late(engine, cache)
+        cache.close()
+    if gone is None:
+        raise SegueError("another process is pruning now")
+    for table, rows in gone.items():
+        console.print(f"{table}: {rows:,} rows", highlight=False)
+    if not gone:
+        console.print("the settings keep everything for ever")
+    if late:
+        console.print(f"{late} erased users were taken out of Redis late")
+
+
 @erasures.command("list")
 def list_erasures() -> None:
     """A line per erased user: the SHA-256 of the id, and when. Newer than the last backup, it is what that lacks."""

@@ -78,7 +78,7 @@ def load(db: Connection) -> LiveState:
     state = LiveState()
     chunks = live_chunks.select().execution_options(stream_results=True, yield_per=8)
     for part, number, data in db.execute(chunks):
-        arrays = _unpacked(data)
+        arrays = unpacked(data)
         if part == "items":
             state.restore_items(number * ITEMS_PER_CHUNK, arrays)
         else:
@@ -136,16 +136,18 @@ def _rows(state: LiveState, unsaved: Unsaved) -> list[dict[str, object]]:
         ("users", number, state.user_parts(number * USERS_PER_CHUNK, (number + 1) * USERS_PER_CHUNK))
         for number in sorted(unsaved.users)
     ]
-    return [{"part": part, "number": number, "data": _packed(arrays)} for part, number, arrays in items + users]
+    return [{"part": part, "number": number, "data": packed(arrays)} for part, number, arrays in items + users]
 
 
-def _packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays as numpy writes them, without pickle."""
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **dict(arrays))
     return sink.getvalue()
 
 
-def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
+def unpacked(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays again."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return dict(arrays)
 

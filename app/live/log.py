@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, text
 
 from app.feedback.signals import KINDS, masses_of
+from app.live import pruned
 from app.storage.copy_out import POSTGRES_EPOCH, copy_blocks, copy_out
 from models.live.changes import Changes, Events, changes_between
 from models.live.recency import RecencyLists
@@ -141,7 +142,8 @@ def changes(db: Connection, weights: Mapping[str, float], state: LiveState, hori
 
 
 def recount(engine: Engine, weights: Mapping[str, float], *, until: int | None = None) -> tuple[LiveState, int]:
-    """The live state from nothing, and the mark that it is as of: `until`, or as late as can be.
+    """The live state from the events and from what pruned ones had added, and the mark that it is as of: `until`, or as
+    late as can be.
 
     until: not above the horizon, and less than an hour ago, for retractions are pruned. Memory: the state and some
     ten thousand interactions.
@@ -154,7 +156,7 @@ def counted_anew(db: Connection, weights: Mapping[str, float], *, until: int | N
     """`recount` in the caller's transaction, whose snapshot must not move."""
     db.execute(text("set local statement_timeout = 0"))
     until = look(db, 0).latest if until is None else until
-    state = LiveState()
+    state = pruned.load(db)
 
     def fold(rows: NDArray[np.void]) -> None:
         nothing, all_of_them = np.zeros(len(rows), np.bool_), np.ones(len(rows), np.bool_)
