@@ -17,10 +17,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app import telemetry
-from app.errors import FieldError, Invalid, SegueError, Unavailable
+from app.errors import FieldError, Invalid, SegueError, TooMany, Unavailable
 
 log = logging.getLogger(__name__)
 
+DISK_FULL = "53100"
+"""SQLSTATE."""
 
 PROBLEM_EXAMPLE: dict[str, Any] = {
     "type": "about:blank",
@@ -100,7 +102,11 @@ def install(app: FastAPI) -> None:
 
 
 def _domain(_: Request, error: SegueError) -> Response:
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Unavailable) else {}
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, (Unavailable, TooMany)) else {}
+    if isinstance(error, TooMany) and error.limit is not None:
+        # draft-ietf-httpapi-ratelimit-headers: the quota per window in seconds; what is left, and until when.
+        headers["RateLimit-Policy"] = f'"key";q={max(1, int(error.limit))};w=1'
+        headers["RateLimit"] = f'"key";r=0;t={error.retry_after}'
     if error.status == 401:
         headers["WWW-Authenticate"] = 'ApiKey realm="segue"'
     return problem(error.status, error.title, error.detail, errors=error.errors, headers=headers)
@@ -134,8 +140,12 @@ def _postgres(request: Request, error: Exception) -> Response:
     if isinstance(error, DBAPIError) and not (isinstance(error, OperationalError) or error.connection_invalidated):
         return bug(request, error)
     telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-    log.warning("Postgres: %s", error)
-    return problem(503, Unavailable.title, "Postgres does not answer; retry", headers={"Retry-After": "1"})
+    # Not the error itself: it repeats the statement and its parameters.
+    cause = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
+    log.warning("Postgres: %s", cause)
+    is_full = isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) == DISK_FULL
+    detail = "Postgres has no room left on its disk; retry" if is_full else "Postgres does not answer; retry"
+    return problem(503, Unavailable.title, detail, headers={"Retry-After": "1"})
 
 
 def bug(request: Request, error: Exception) -> Response:

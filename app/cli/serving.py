@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.imports import print_import
-from app.cli.surroundings import opened
+from app.cli.surroundings import POSTGRES_SECONDS, opened
 from app.cli.training import current_release, run_training
 from app.errors import SegueError
 from app.orphans import ending_with, serving_parent
@@ -58,7 +59,7 @@ def serve(
 ) -> None:
     """Answer over HTTP."""
     _refuse_taken_port(host, port)
-    with opened() as (settings, engine):
+    with opened(patience_seconds=POSTGRES_SECONDS) as (settings, engine):
         _refuse_open_door(settings, engine, host)
         _serve(settings, host=host, port=port, workers=workers, worker=worker)
 
@@ -73,7 +74,7 @@ def worker(burst: Annotated[bool, typer.Option(help="stop when no job is left")]
     """Run training jobs as they come."""
     from app.training.queue import run_worker
 
-    with opened() as (settings, _):
+    with opened(patience_seconds=POSTGRES_SECONDS) as (settings, _):
         run_worker(settings, burst=burst)
 
 
@@ -143,6 +144,7 @@ def _is_loopback(host: str) -> bool:
 def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bool) -> None:
     import uvicorn
 
+    from app.api.connections import ConnectionLimits, PatientProtocol
     from app.cli.children import JobWorker, Workers
 
     parent = serving_parent()
@@ -164,7 +166,8 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
             port=port,
             workers=workers,
             loop="uvloop",
-            http="httptools",
+            http=partial(PatientProtocol, limits=ConnectionLimits(settings.connections, settings.client_seconds)),  # type: ignore[arg-type]
+            ws="none",
             access_log=False,
             log_level=settings.log_level,
             timeout_graceful_shutdown=settings.drain_seconds,

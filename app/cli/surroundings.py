@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,17 +16,23 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+log = logging.getLogger(__name__)
+
+POSTGRES_SECONDS = 60.0
+"""So long a service that starts waits for a Postgres that is away, or starts too."""
+SAID_EVERY_SECONDS = 5.0
 
 HANDED_ON = ("DATABASE_URL", "REDIS_URL", "SEGUE_DATA_DIR")
 """What child processes find in the environment."""
 
 
 @contextmanager
-def opened(data_dir: Path | None = None) -> Iterator[tuple[Settings, Engine]]:
+def opened(data_dir: Path | None = None, *, patience_seconds: float = 0.0) -> Iterator[tuple[Settings, Engine]]:
     """Settings and a migrated database; starts the embedded servers where none are configured.
 
     Child processes find the servers in the environment, within the block.
     data_dir: instead of the configured one
+    patience_seconds: to wait for a Postgres that is away, which is an error then
     """
     from app.storage.database import migrate as migrate_database
     from app.storage.database import open_engine
@@ -35,12 +43,33 @@ def opened(data_dir: Path | None = None) -> Iterator[tuple[Settings, Engine]]:
     with servers(settings) as (database_url, redis_url), _handed_on(database_url, redis_url, settings.data_dir):
         settings = Settings()
         settings.releases_dir.mkdir(parents=True, exist_ok=True)
-        migrate_database(database_url)
         engine = open_engine(database_url, statement_timeout_seconds=600)
         try:
+            _await_postgres(engine, patience_seconds)
+            migrate_database(database_url)
             yield settings, engine
         finally:
             engine.dispose()
+
+
+def _await_postgres(engine: Engine, seconds: float) -> None:
+    """Raises SegueError where Postgres does not let us in within so many seconds."""
+    from sqlalchemy.exc import OperationalError
+
+    started, said_at = time.monotonic(), -SAID_EVERY_SECONDS
+    while True:
+        try:
+            engine.connect().close()
+        except OperationalError as error:
+            now, cause = time.monotonic(), str(error.orig).strip().partition("\n")[0]
+            if now - started >= seconds:
+                raise SegueError(f"DATABASE_URL: Postgres can't be used: {cause}") from error
+            if now - said_at >= SAID_EVERY_SECONDS:
+                log.warning("waiting for Postgres: %s", cause)
+                said_at = now
+            time.sleep(0.5)
+        else:
+            return
 
 
 @contextmanager

@@ -34,6 +34,8 @@ __all__ = ["Event", "Ingest", "Receipt"]
 
 GROUP_EVENTS = 5_000
 """A group takes no further request beyond this many events: 0.2 s of work."""
+REMEMBERED_SECONDS = 30.0
+"""So long a refusal is told of where nobody tries again."""
 TRY_AGAIN = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: the same group may well succeed now."""
 
@@ -77,6 +79,7 @@ class Ingest:
         self._patience = 2 * settings.database_timeout_seconds
         self._queue: deque[Waiting] = deque()
         self._queued_events = 0
+        self._refused: tuple[float, str] | None = None
         self._closing = False
         self._wake = threading.Condition()
         self._db: Connection | None = None
@@ -121,6 +124,12 @@ class Ingest:
             left = list(self._queue)
             self._queue.clear()
         _deliver(left, [Unavailable("the service is stopping: retry with the same ids")] * len(left))
+
+    @property
+    def refused(self) -> str | None:
+        """Why Postgres did not store the last events; None where it did, or nobody has tried of late."""
+        at, cause = self._refused or (-REMEMBERED_SECONDS, None)
+        return cause if time.monotonic() - at < REMEMBERED_SECONDS else None
 
     @property
     def queued_events(self) -> int:
@@ -176,6 +185,7 @@ class Ingest:
             receipts = store(db, requests, auto_create=self._auto_create, gone=gone)
             # A mark would be a key in the cache that names who was erased.
             users -= gone
+        self._refused = None
         self._on_commit()
         return [receipt if isinstance(receipt, Invalid) else (receipt, change.settled_at) for receipt in receipts]
 
@@ -184,7 +194,9 @@ class Ingest:
             self._disconnect()
             return self._outcomes(group, again=False)
         if _is_about_postgres(error):
-            logger.warning("a batch of %d requests was not stored: %s", len(group), error)
+            cause = _first_line(error)
+            logger.warning("a batch of %d requests was not stored: %s", len(group), cause)
+            self._refused = time.monotonic(), cause
             self._disconnect()
             return [_as_answer(error)] * len(group)
         if len(group) == 1:
@@ -233,6 +245,11 @@ def _was_cut_off(error: Exception) -> bool:
     if not isinstance(error, database_errors.DBAPIError):
         return False
     return error.connection_invalidated or getattr(error.orig, "pgcode", None) in TRY_AGAIN
+
+
+def _first_line(error: Exception) -> str:
+    """Not all of it: SQLAlchemy repeats the statement and its parameters."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _is_about_postgres(error: Exception) -> bool:

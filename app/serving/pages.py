@@ -86,6 +86,7 @@ class PageStore:
         self._unwritten: dict[str, Pinned] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._is_refused = False
 
     def put(self, pinned: Pinned) -> str:
         """The cursor that brings the slate back."""
@@ -183,15 +184,21 @@ class PageStore:
             # It is full, say. What it has can be read all the same.
             telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
             self._breaker.answered()
-            log.warning("Redis takes no slates: %s", error)
+            self._log_refusal(error)
             return False
         except (RedisError, OSError) as error:
             self._breaker.failed(error, since=since)
             return False
         self._breaker.answered()
+        self._is_refused = False
         for cursor in batch:
             self._unwritten.pop(cursor, None)
         return True
+
+    def _log_refusal(self, error: ResponseError) -> None:
+        if not self._is_refused:
+            log.warning("Redis takes no slates: %s", error)
+        self._is_refused = True
 
 
 def _key(cursor: str, owner: str) -> str:
