@@ -7,8 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import redis
 
-from tests.service.conftest import Service
+from tests.service.conftest import Service, Stores
 from tests.service.test_recommend import ids, like, recommend, send, someone
 
 USER = {"attributes": {"country": "NO"}, "preferred_categories": ["Drama", "Film-Noir"]}
@@ -179,6 +180,23 @@ def test_an_export_has_everything_and_an_erasure_says_what_it_took(a: Service, b
     assert known(a, user) == {}
     assert recommend(a, user)["route"] == "new"
     assert user not in a.client.get("/admin/audit", params={"limit": 1000}).text
+
+
+def test_pages_that_were_pinned_for_an_erased_user_are_gone_in_every_process(
+    a: Service, b: Service, stores: Stores
+) -> None:
+    user = someone()
+    send(a, *(like(user, item) for item in ids(recommend(a, someone(), limit=5))))
+    first = recommend(a, user, limit=5)
+    assert len(recommend(b, user, limit=5, cursor=first["next_cursor"])["items"]) == 5
+    assert b.client.delete(f"/users/{user}").status_code == 200
+    for service in (a, b):
+        answer = service.client.get("/recommend", params={"user_id": user, "limit": 5, "cursor": first["next_cursor"]})
+        assert answer.status_code == 410
+        assert answer.headers["content-type"] == "application/problem+json"
+    with redis.Redis.from_url(stores.environment["REDIS_URL"]) as cache:
+        pinned = cache.keys(f"segue:page:{{{user}}}:*")
+    assert pinned == [], "a refused page is not pinned anew"
 
 
 def test_what_an_erased_user_did_stays_forgotten_when_it_is_sent_again(a: Service, b: Service) -> None:
