@@ -17,12 +17,12 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, redis_url: str, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("nowhere")
 def test_a_command_says_at_once_that_postgres_is_away() -> None:
-    with pytest.raises(SegueError, match="DATABASE_URL.*refused"), opened():
+    with pytest.raises(SegueError, match=r"DATABASE_URL.*refused"), opened():
         pass
 
 
 @pytest.mark.usefixtures("nowhere")
 def test_a_service_waits_says_so_and_gives_up_in_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SegueError, match="DATABASE_URL.*refused"), opened(patience_seconds=1.0):
+    with pytest.raises(SegueError, match=r"DATABASE_URL.*refused"), opened(patience_seconds=1.0):
         pass
     assert "waiting for Postgres" in capsys.readouterr().err

@@ -4,24 +4,27 @@ nobody answers."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Literal
 
 import psutil
 import psycopg2
 import redis
 
-from app.importers.movietweetings import import_movietweetings
-from app.settings import Settings
-from app.storage.database import migrate, open_engine
+from app.storage.database import open_engine
 from app.storage.embedded import embedded_servers, running_pids
-from tests.service.conftest import KEYS, Service, running, train_release
-from tests.service.sample import write_sample
+from app.storage.embedded.postgres import installed_package
+from app.storage.new_life import begin_new_life
+from app.storage.release_files import point_to
+from tests.service.conftest import Service, Stores, running
 
 Server = Literal["postgres", "valkey"]
 How = Literal["killed", "hung"]
@@ -34,7 +37,6 @@ class Island:
 
     data_dir: Path
     environment: dict[str, str]
-    settings: Settings
     release_id: str
     a: Service
     b: Service
@@ -105,30 +107,42 @@ def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -
 
 
 @contextmanager
-def island(folder: Path) -> Iterator[Island]:
-    """Imports, trains and serves below `folder`, which Postgres' unprivileged user can enter."""
-    with embedded_servers(folder) as servers:
-        environment = {
+def island(stores: Stores, data_dir: Path) -> Iterator[Island]:
+    """Servers of its own below `data_dir`, which Postgres' unprivileged user can enter, with what `stores` holds, and
+    two processes that serve it."""
+    with embedded_servers(data_dir) as servers:
+        _copy_database(stores.environment["DATABASE_URL"], servers.database_url)
+        shutil.copytree(stores.settings.releases_dir / stores.release_id, data_dir / "releases" / stores.release_id)
+        point_to(data_dir / "releases", stores.release_id)
+        environment = stores.environment | {
             "DATABASE_URL": servers.database_url,
             "REDIS_URL": servers.redis_url,
-            "SEGUE_DATA_DIR": str(folder),
-            "SEGUE_EXPLORE_SHARE": "0",
-            **{f"SEGUE_{scope.upper()}_KEY": key for scope, key in KEYS.items()},
+            "SEGUE_DATA_DIR": str(data_dir),
+            # What a hung Postgres costs ends after this and two seconds more.
+            "SEGUE_DATABASE_TIMEOUT_SECONDS": "2",
         }
-        settings = Settings.model_validate(
-            {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url, "data_dir": folder}
-        )
-        migrate(servers.database_url)
-        engine = open_engine(servers.database_url)
-        import_movietweetings(engine, write_sample(folder / "sample"), shift_to_now=True)
-        engine.dispose()
-        release_id = train_release(settings)
         with running(environment) as a, running(environment) as b:
-            yield Island(folder, environment, settings, release_id, a, b)
+            yield Island(data_dir, environment, stores.release_id, a, b)
+
+
+def _copy_database(source: str, target: str) -> None:
+    programs = installed_package() / "pginstall" / "bin"
+    dump = subprocess.run([programs / "pg_dump", "--no-owner", source], check=True, capture_output=True)
+    subprocess.run(
+        [programs / "psql", "-q", "-v", "ON_ERROR_STOP=1", target], input=dump.stdout, check=True, stdout=DEVNULL
+    )
+    engine = open_engine(target)
+    with engine.begin() as db:
+        begin_new_life(db, actor="tests")
+    engine.dispose()
 
 
 def up(service: Service, dependency: str) -> float:
     """What `segue_dependency_up` says of it, without anybody having asked `/readyz`."""
-    name = f'segue_dependency_up{{dependency="{dependency}"}}'
+    return metric(service, f'segue_dependency_up{{dependency="{dependency}"}}')
+
+
+def metric(service: Service, name: str) -> float:
+    """Its value; 0 where nothing was counted yet."""
     lines = service.client.get("/metrics").text.splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
