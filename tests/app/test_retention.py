@@ -29,11 +29,18 @@ from app.settings import Settings
 from models.live.state import LiveState
 from tests.app.live.test_follower import caught_up, until
 
+LIKED = """
+    select user_row, item_row, at from (
+        select distinct on (user_row, item_row) user_row, item_row, kind, least(timestamp, received_at) as at
+        from interactions where kind in ('like', 'unlike', 'dislike', 'hide') order by 1, 2, 4 desc, seq desc
+    ) as decided where kind = 'like' order by 1, 2
+"""
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 KINDS = ("view", "click", "like", "dislike", "unlike", "hide", "purchase", "rating", "listen")
 VALUES = {"rating": (0.0, 1.5, 3.0, 5.0), "listen": (0.1, 0.5, 0.9)}
-USERS = [f"u{n}" for n in range(12)]
+BUSY, IDLE = [f"u{n}" for n in range(6)], [f"v{n}" for n in range(40)]
+USERS = [*BUSY, *IDLE]
 
 
 @pytest.fixture
@@ -94,6 +101,7 @@ def answers(engine: Engine, settings: Settings) -> dict[str, Any]:
                 for value in [getattr(view, name)]
             }
         found["likes"] = [tuple(row) for row in db.execute(text("select * from likes order by 1, 2"))]
+        found["likes that events tell of"] = [tuple(row) for row in db.execute(text(LIKED))]
     return found
 
 
@@ -119,7 +127,8 @@ def test_no_answer_changes_when_old_events_go(
     engine: Engine, ingest: Ingest, follower: LiveFollower, settings: Settings
 ) -> None:
     """Nor do live signals, in the process that counted them, from the checkpoint, or from nothing."""
-    ingest.submit_blocking(a_past(1, users=USERS, days=200, per_user=150))
+    ingest.submit_blocking(a_past(1, users=BUSY, days=200, per_user=150))
+    ingest.submit_blocking(a_past(5, users=IDLE, days=400, per_user=14))
     stored(engine, follower)
     before, events, totals = answers(engine, settings), rows(engine, "interactions"), follower.state.totals()
     gone = prune(engine, settings)
@@ -140,7 +149,7 @@ def test_no_answer_changes_when_old_events_go(
     anew.close()
 
     # Life goes on: events on the same items, an erasure, and later another round, which finds the days in between.
-    ingest.submit_blocking(a_past(2, users=USERS, days=59, per_user=10))
+    ingest.submit_blocking(a_past(2, users=BUSY, days=59, per_user=20))
     erase_user(engine, ingest.views, "u3")
     stored(engine, follower)
     is_a_recount(engine, follower.state, settings)
@@ -257,7 +266,7 @@ def test_writers_and_erasures_go_on_beside_it(
     engine: Engine, ingest: Ingest, follower: LiveFollower, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "USERS_PER_BATCH", 1)
-    ingest.submit_blocking(a_past(3, users=USERS, days=200, per_user=60))
+    ingest.submit_blocking(a_past(3, users=BUSY, days=200, per_user=60))
     stored(engine, follower)
     over = threading.Event()
 
@@ -265,11 +274,11 @@ def test_writers_and_erasures_go_on_beside_it(
         for seed in range(100, 10_000):
             if over.is_set():
                 return
-            ingest.submit_blocking(a_past(seed, users=USERS, days=150, per_user=1))
+            ingest.submit_blocking(a_past(seed, users=BUSY, days=150, per_user=1))
 
     writer = threading.Thread(target=write)
     writer.start()
-    erased = iter(USERS[:4])
+    erased = iter(BUSY[:4])
 
     def between(_: float) -> None:
         if (user := next(erased, None)) is not None:
