@@ -110,6 +110,8 @@ class Resources:
             missing["live"] = f"the live signals are {lag:.0f} s behind"
             if self.live.held_back_by:
                 missing["live"] += f"; they wait for {self.live.held_back_by}"
+        if (cause := self.ingest.refused) is not None and "postgres" not in missing:
+            missing["events"] = f"the last ones were not stored: {cause}"
         for dependency in ("postgres", "redis"):
             telemetry.DEPENDENCY_UP.labels(dependency).set(dependency not in missing)
         return missing

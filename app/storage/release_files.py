@@ -13,7 +13,7 @@ from uuid import UUID
 
 import numpy as np
 
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, Unavailable
 from models import artifacts
 from models.artifacts import ArtifactError, LoadedRelease
 from models.contracts import Query
@@ -85,10 +85,17 @@ def _states(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def point_to(releases_dir: Path, release_id: str) -> None:
-    """Names the current release, atomically: readers see the old name or the new one."""
+    """Names the current release, atomically: readers see the old name or the new one.
+
+    Raises Unavailable where the disk is full, say; the old name stays then.
+    """
     temporary = releases_dir / f"{POINTER}.{secrets.token_hex(4)}"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(release_id)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(releases_dir / POINTER)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(release_id)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(releases_dir / POINTER)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Unavailable(f"{releases_dir / POINTER} can't be written: {error.strerror}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from app.errors import Invalid
+from app.errors import Invalid, Unavailable
 from app.settings import Settings
 from app.storage.release_files import current_id
 from app.training import releases
@@ -68,7 +68,7 @@ def train(
 ) -> TrainReport:
     """Fits every recipe on what Postgres holds and writes a release; serves it where the gate lets it pass.
 
-    Raises Invalid where there is too little to learn from.
+    Raises Invalid where there is too little to learn from, Unavailable where the release can't be written.
     """
     extracted = _extracted(engine, settings, progress)
     dataset = extracted.dataset
@@ -120,14 +120,19 @@ def _extracted(engine: Engine, settings: Settings, progress: Progress) -> Extrac
 
 def _save(folder: Path, fitted: FittedRelease, extracted: Extracted, metrics: dict[str, float]) -> None:
     timestamps = extracted.dataset.interactions.timestamps
-    artifacts.save(
-        folder,
-        fitted,
-        database_id=str(extracted.database_id),
-        row_of_position=extracted.row_of_position,
-        data_window=(float(timestamps[0]), float(timestamps[-1])),
-        metrics=metrics,
-    )
+    try:
+        artifacts.save(
+            folder,
+            fitted,
+            database_id=str(extracted.database_id),
+            row_of_position=extracted.row_of_position,
+            data_window=(float(timestamps[0]), float(timestamps[-1])),
+            metrics=metrics,
+        )
+    except OSError as error:
+        # numpy only says how many bytes it got rid of.
+        cause = error.strerror or f"{error}; is the disk full?"
+        raise Unavailable(f"release {folder.name} can't be written to {folder.parent}: {cause}") from error
 
 
 def _metrics(board: Leaderboard) -> dict[str, float]:

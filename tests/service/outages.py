@@ -4,6 +4,7 @@ nobody answers."""
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Literal
 
 import psutil
 import psycopg2
+import pytest
 import redis
 
 from app.storage.database import open_engine
@@ -96,6 +98,29 @@ def _family(pid: int) -> list[psutil.Process]:
     parent = psutil.Process(pid)
     parent.suspend()
     return [parent, *parent.children(recursive=True)]
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Within the block this process writes no file beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own at `folder`, in memory. Skips where that is not allowed."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a disk that can be filled needs the right to mount one")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:
