@@ -21,6 +21,8 @@ LONGEST_ANSWER_S = 8.0
 """Whatever happens to Postgres and Redis. The timeouts are shorter; the rest is for a machine that is busy."""
 
 
+PAGE_LOST = (410, 503)
+"""A slate that Redis forgot, or can't be asked for; its first page is answered all the same."""
 Silence = tuple[float, float]
 """From when to when."""
 
@@ -77,7 +79,7 @@ def user_violations(
     catalogue, never_touched = frozenset(items), frozenset(blockable)
     for answer in user.answers:
         yield from _unanswered(user, answer, silences)
-        if not answer.is_whole:
+        if not answer.is_promised:
             continue
         for found in (_of_past(user, states, answer, catalogue - never_touched), _of_slate(answer)):
             if found is not None:
@@ -97,7 +99,7 @@ def states_of(user: User) -> list[State]:
 
 def _unanswered(user: User, answer: Answer, silences: Sequence[Silence]) -> Iterator[Violation]:
     call = answer.call
-    if call.status not in (None, 200):
+    if call.status not in ((None, 200, *PAGE_LOST) if answer.is_page else (None, 200)):
         yield Violation("recommendations refused", f"{user.user_id}, {_asked(answer)}: {call}", call.began)
     seconds = call.ended - call.began
     if seconds > LONGEST_ANSWER_S and not any(began < call.ended and call.began < ended for began, ended in silences):
@@ -112,6 +114,9 @@ def _of_slate(answer: Answer) -> tuple[str, str] | None:
 
 def _of_past(user: User, states: Sequence[State], answer: Answer, touchable: frozenset[str]) -> tuple[str, str] | None:
     acknowledged, sent = _batches_at(user, answer)
+    if answer.is_page:
+        again = states[acknowledged].seen.intersection(answer.shown)
+        return ("seen item shown", f"{', '.join(sorted(again))}, on a page") if again else None
     hidden = touchable.difference(answer.shown)
     if any((state.seen, state.route) == (hidden, answer.route) for state in states[acknowledged : sent + 1]):
         return None
@@ -139,7 +144,7 @@ def _batches_at(user: User, answer: Answer) -> tuple[int, int]:
 def _of_blocks(answer: Answer, changes: Mapping[str, Sequence[Change]]) -> Iterator[Violation]:
     for item, of_item in changes.items():
         blocked, is_shown = is_blocked(of_item, answer), item in answer.shown
-        if blocked is None or blocked is not is_shown:
+        if blocked is None or blocked is not is_shown or (answer.is_page and not is_shown):
             continue
         kind = "blocked item shown" if blocked else "lifted block still hides"
         moments = [(change.began, str(change)) for change in of_item if change.began < answer.call.ended]

@@ -37,6 +37,7 @@ class Faults:
             "kill worker": self._kill_worker,
             "kill parent": self._kill_parent,
             "kill all parents": self._kill_all_parents,
+            "end parent": self._end_parent,
             "kill postgres": lambda _: self._kill_server("postgres"),
             "kill backend": self._kill_backend,
             "kill valkey": lambda _: self._kill_server("valkey"),
@@ -77,6 +78,13 @@ class Faults:
         for service in self._living():
             _kill(service)
         return "every service", 0.0
+
+    def _end_parent(self, chance: random.Random) -> tuple[str, float]:
+        """Politely: as a deployment does."""
+        service = chance.choice(self._living())
+        service.is_killed = True
+        service.process.terminate()
+        return f"service {service.target.name}", 0.0
 
     def _kill_server(self, name: str) -> tuple[str, float]:
         process = self._server(name)

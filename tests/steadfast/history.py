@@ -61,14 +61,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A call of GET /recommend for more items than there are: what it leaves out is hidden from this user."""
+    """A call of GET /recommend.
+
+    is_page: it is one page of several; else more items were asked for than there are, so that what it leaves out is
+             hidden from this user
+    """
 
     call: Call
     route: str = ""
     shown: tuple[str, ...] = ()
+    is_page: bool = False
 
     @property
-    def is_whole(self) -> bool:
+    def is_promised(self) -> bool:
         """Whether all promises hold for it: a degraded one says that the user's past or the rules were out of reach."""
         return self.call.status == 200 and self.route != "degraded"
 

@@ -22,6 +22,8 @@ MOST_ITEMS_OF_USER = 25
 KINDS = (*sorted(POSITIVE), "view", "click", "impression")
 GIVE_UP_SHARE = 0.05
 """Of the batches that were not acknowledged at once: their events may be stored or not, but whole."""
+PAGES_SHARE, PAGE = 0.2, 25
+"""So many readers ask for pages of so many items."""
 READABLE_USERS = 8
 """So many of those who were last written are asked for."""
 EVENTS_TIMEOUT_S, ANSWER_TIMEOUT_S, CHANGE_TIMEOUT_S = 8.0, 20.0, 10.0
@@ -39,7 +41,7 @@ class Load:
         self._targets, self._items, self._blockable = targets, items, blockable
         self._seed, self._pause_s = seed, pause_s
         self._numbers = count()
-        self._asked = {"limit": len(items) + len(blockable) + 1}
+        self._n_items = len(items) + len(blockable)
         self._readable: deque[User] = deque()
         self._retired: deque[tuple[float, User]] = deque()
         self._lock = threading.Lock()
@@ -82,7 +84,7 @@ class Load:
         """What keeps it from answering a stranger, or from taking an event, as promised; None: nothing."""
         number = next(self._numbers)
         answer = self._ask(User(f"stranger{number}"), target)
-        if not answer.is_whole:
+        if not answer.is_promised:
             return f"GET /recommend → {answer.call} {answer.route}"
         batch = Batch((Event(f"probe-{number}", "prober", self._items[0], "view"),), time.monotonic())
         self.batches.append(batch)
@@ -154,20 +156,37 @@ class Load:
 
     def _read(self, chance: random.Random) -> None:
         while not self._over.is_set():
-            self._ask_for_anyone(chance)
+            if user := self._anyone(chance):
+                if chance.random() < PAGES_SHARE:
+                    self._ask_for_pages(user, chance)
+                else:
+                    self._ask(user, chance.choice(self._targets))
             self._pause(chance)
 
-    def _ask_for_anyone(self, chance: random.Random) -> None:
+    def _anyone(self, chance: random.Random) -> User | None:
         with self._lock:
-            user = chance.choice(self._readable) if self._readable else None
-        if user is not None:
-            self._ask(user, chance.choice(self._targets))
+            return chance.choice(self._readable) if self._readable else None
 
     def _ask(self, user: User, target: Target) -> Answer:
-        query = urlencode({"user_id": user.user_id, **self._asked})
-        made = call(target, "GET", f"/recommend?{query}", timeout_s=ANSWER_TIMEOUT_S)
+        return self._noted(user, self._recommend(user, target, limit=self._n_items + 1), is_page=False)
+
+    def _ask_for_pages(self, user: User, chance: random.Random) -> None:
+        """Each page of whoever may give it."""
+        page = self._recommend(user, chance.choice(self._targets), limit=PAGE)
+        self._noted(user, page, is_page=True)
+        while page.body.get("next_cursor") and not self._over.is_set():
+            self._pause(chance)
+            cursor = page.body["next_cursor"]
+            page = self._recommend(user, chance.choice(self._targets), limit=PAGE, cursor=cursor)
+            self._noted(user, page, is_page=True)
+
+    def _recommend(self, user: User, target: Target, **asked: object) -> Call:
+        query = urlencode({"user_id": user.user_id, **asked})
+        return call(target, "GET", f"/recommend?{query}", timeout_s=ANSWER_TIMEOUT_S)
+
+    def _noted(self, user: User, made: Call, *, is_page: bool) -> Answer:
         shown = tuple(item["item_id"] for item in made.body.get("items", ()))
-        answer = Answer(_without_items(made), made.body.get("route", ""), shown)
+        answer = Answer(_without_items(made), made.body.get("route", ""), shown, is_page)
         user.answers.append(answer)
         self.answers += answer.call.status is not None
         self.degraded += answer.route == "degraded"
@@ -181,7 +200,8 @@ class Load:
                 item = chance.choice(rested)
                 resting[item] = self._toggled(chance, item)
                 for _ in range(2):
-                    self._ask_for_anyone(chance)
+                    if user := self._anyone(chance):
+                        self._ask(user, chance.choice(self._targets))
             self._pause(chance)
 
     def _toggled(self, chance: random.Random, item: str) -> float:

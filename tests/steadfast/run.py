@@ -33,10 +33,12 @@ Plan = Iterator[list[str]]
 
 @dataclass(frozen=True)
 class Bounds:
-    """How soon everything serves again, how soon nothing is left of a killed service, how long anything is stopped."""
+    """How soon everything serves again, how soon nothing is left of a killed service, or of one that
+    may drain, and how long anything is stopped."""
 
     healed_s: float = 30.0
     gone_s: float = 5.0
+    drained_s: float = 20.0
     longest_stop_s: float = 5.0
 
 
@@ -136,14 +138,15 @@ class Run:
             except NobodyThere:
                 continue
             self._say(f"{kind}: {faults[-1].what}")
-            self._await_end_of_killed(faults[-1], family)
+            self._await_end_of_killed(faults, family)
             time.sleep(self._chance.uniform(0, 0.7) if kind is not kinds[-1] else 0)
         self.report.faults += faults
         if faults:
             self._await_health(faults)
 
-    def _await_end_of_killed(self, fault: Fault, families: dict[str, list[psutil.Process]]) -> None:
-        """A killed service takes with it what it started, and the last one the embedded servers."""
+    def _await_end_of_killed(self, faults: list[Fault], families: dict[str, list[psutil.Process]]) -> None:
+        """A killed service takes with it what it started, and the last one the embedded servers. What is stopped can't
+        end before it goes on."""
         killed = [service for service in self._services.each if service.is_killed]
         if not killed:
             return
@@ -153,9 +156,11 @@ class Run:
         def is_gone() -> bool:
             return not any(map(is_living, processes)) and not (alone and running_pids(self._data_dir))
 
-        seconds = seconds_until_gone(is_gone)
-        self.report.gone_s.append(seconds)
-        if seconds > self._bounds.gone_s:
+        fault = faults[-1]
+        seconds = seconds_until_gone(is_gone) - max(0, max(each.over for each in faults) - fault.over)
+        if fault.kind != "end parent":
+            self.report.gone_s.append(seconds)
+        if seconds > (self._bounds.drained_s if fault.kind == "end parent" else self._bounds.gone_s):
             left = [f"{process.pid}" for process in processes if is_living(process)]
             servers = sorted(running_pids(self._data_dir)) if alone else []
             self._found(Violation("outlived its service", f"{seconds:.1f} s, {left} {servers}", fault.began))

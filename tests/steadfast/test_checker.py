@@ -129,6 +129,20 @@ def test_recommendations_are_never_refused_and_never_late() -> None:
     assert not list(user_violations(ann(answers=[slow]), CATALOGUE, BLOCKABLE, {}, [(5, 6)]))
 
 
+def page(at: float, *shown: str, status: int = 200) -> Answer:
+    return Answer(Call("B", at, at + 0.5, status), "few", shown, is_page=True)
+
+
+def test_a_page_may_leave_out_anything_and_shows_nothing_seen_or_blocked() -> None:
+    put = change(5, blocks=True)
+
+    assert kinds(ann(LIKE_0, answers=[page(3, "i1", "i2"), page(3, "b0"), page(7, "i1")]), put) == []
+    assert kinds(ann(LIKE_0, answers=[page(3, "i0", "i1")])) == ["seen item shown"]
+    assert kinds(ann(answers=[page(7, "b0")]), put) == ["blocked item shown"]
+    assert kinds(ann(answers=[page(1, status=410), page(1, status=503)])) == []
+    assert kinds(ann(answers=[page(1, status=500)])) == ["recommendations refused"]
+
+
 def test_an_item_shown_twice_is_found() -> None:
     twice = Answer(Call("A", 1, 2, 200), "new", (*CATALOGUE, "i3"))
 

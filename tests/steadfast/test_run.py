@@ -19,7 +19,7 @@ PLAN = (
     ["kill backend", "stop worker"],
     ["stop backends", "stop parent"],
     ["kill postgres", "stop postgres"],
-    ["kill supervisor"],
+    ["kill supervisor", "end parent"],
     ["kill parent", "kill all parents"],
 )
 
