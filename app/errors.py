@@ -8,6 +8,7 @@ SegueError
 ├── Conflict            409  the state of things forbids it now
 ├── Gone                410  an expired cursor
 ├── TooLarge            413
+├── TooMany             429  of requests with this key, or of wrong keys
 └── Unavailable         503  a dependency is away or a queue is full; retry with the same ids
 """
 
@@ -74,6 +75,17 @@ class Gone(SegueError):
 class TooLarge(SegueError):
     status = 413
     title = "Body too large"
+
+
+class TooMany(SegueError):
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, detail: str, *, retry_after: int, limit: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+        self.limit = limit
+        """Requests a second; None where something else is limited."""
 
 
 class Unavailable(SegueError):

@@ -22,6 +22,7 @@ from app.api import (
     recommend,
     users,
 )
+from app.api.limits import Limits
 from app.api.middleware import Surroundings
 from app.console import views
 from app.resources import open_resources
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Segue", version="0.1.0", description=DESCRIPTION, lifespan=lifespan, responses=problems.PROBLEM_RESPONSES
     )
+    app.state.limits = Limits(settings.rate_limit)
     problems.install(app)
     openapi.install(app)
     for router in (  # tried in this order for each request

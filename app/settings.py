@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="origins that browsers may call from, comma-separated"
     )
+    rate_limit: float = Field(default=0, ge=0, description="requests per second, key and worker; 0: no limit")
+    connections: int = Field(default=1_000, ge=1, description="open connections per worker; beyond it 503")
+    client_seconds: float = Field(default=20, gt=0, description="longest wait for a slow client")
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024, description="larger bodies get 413")
 
     history_length: int = Field(default=200, ge=1, description="newest interactions kept per user in Redis")

@@ -22,6 +22,8 @@ EVENTS = Counter("segue_events_total", "Events received", ["outcome"])
 IMPRESSIONS_LOST = Counter("segue_impressions_lost_total", "Shown slates that were never written", ["variant"])
 IMPRESSIONS_WRITTEN = Counter("segue_impressions_written_total", "Shown slates written to Postgres")
 VIEW_READS = Counter("segue_user_view_reads_total", "Where a user's past was read from", ["source"])
+REFUSED = Counter("segue_refused_total", "Requests and connections turned away to protect the service", ["reason"])
+QUEUED = Gauge("segue_queue_length", "What waits in each bounded queue", ["queue"], multiprocess_mode="livesum")
 DEPENDENCY_ERRORS = Counter("segue_dependency_errors_total", "Failed calls of a dependency", ["dependency"])
 DEPENDENCY_UP = Gauge(
     "segue_dependency_up", "1 while the dependency answers", ["dependency"], multiprocess_mode="livemin"

@@ -8,6 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
 
+from app.api.limits import Limits
+from app.api.same_site import refuse_other_sites
 from app.errors import Forbidden, Unauthorized
 from app.resources import Resources
 from app.storage.keys import ApiKey, Scope
@@ -28,21 +30,32 @@ async def get_resources(request: Request) -> Resources:
 ResourcesDep = Annotated[Resources, Depends(get_resources)]
 
 
-async def get_caller(resources: ResourcesDep, presented: Annotated[str | None, Security(_header)]) -> ApiKey:
-    """The key that the request came with. Raises Unauthorized without a known one."""
-    return caller_of(resources, presented)
+async def get_caller(request: Request, _: Annotated[str | None, Security(_header)]) -> ApiKey:
+    """The key that the request came with; see `caller_of`."""
+    return caller_of(request)
 
 
-def caller_of(resources: Resources, presented: str | None) -> ApiKey:
-    """The key of this text. Raises Unauthorized without a known one."""
-    keys = resources.keys
-    if keys.is_open:
+def caller_of(request: Request) -> ApiKey:
+    """The key that the request came with.
+
+    Raises Unauthorized without a known one, TooMany where it is used too often or too many were tried, and Forbidden
+    where no key is needed and another site's page asks.
+    """
+    resources: Resources = request.app.state.resources
+    if resources.keys.is_open:
+        refuse_other_sites(request.headers, resources.settings.cors_origins)
         return ANYONE
+    limits: Limits = request.app.state.limits
+    presented = request.headers.get(HEADER)
     if not presented:
         raise Unauthorized("header X-API-Key: missing")
-    caller = keys.find(presented)
+    address = request.client.host if request.client else ""
+    limits.guesses.heed(address)
+    caller = resources.keys.find(presented)
     if caller is None:
+        limits.guesses.note(address, presented)
         raise Unauthorized("header X-API-Key: not a known key, or revoked")
+    limits.rates.take(caller)
     return caller
 
 

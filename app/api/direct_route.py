@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 
 from app.api.bodies import read_json
-from app.api.dependencies import HEADER, caller_of, get_caller, get_resources, require
+from app.api.dependencies import caller_of, get_caller, get_resources, require
 
 
 class DirectRoute(APIRoute):
@@ -30,7 +30,7 @@ class DirectRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             resources = request.app.state.resources
-            caller = caller_of(resources, request.headers.get(HEADER))
+            caller = caller_of(request)
             for scope in required:
                 scope.of(caller)
             response: Response = await handler(resources, caller, _validated(model, lists, request.query_params))
@@ -66,7 +66,7 @@ class DirectBodyRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             resources = request.app.state.resources
-            caller = caller_of(resources, request.headers.get(HEADER))
+            caller = caller_of(request)
             for scope in required:
                 scope.of(caller)
             response: Response = await handler(resources, await read_json(request))

@@ -6,7 +6,7 @@ import re
 import time
 from functools import lru_cache
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import telemetry
@@ -18,7 +18,10 @@ from app.serving.request_ids import new_request_id
 _counter = lru_cache(256)(telemetry.REQUESTS.labels)
 _timer = lru_cache(256)(telemetry.REQUEST_SECONDS.labels)
 
-_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._:-]{1,128}$")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+GONE = 499
+"""The status, in metrics alone, of a request whose client left before it was complete."""
 
 
 class Surroundings:
@@ -50,6 +53,8 @@ class Surroundings:
                 await self._app(scope, self._bounded(receive), send_with_id)
         except _BodyTooLarge:
             await self._refuse(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = GONE
         except Exception as error:
             if has_begun:
                 raise
@@ -85,7 +90,7 @@ class _BodyTooLarge(Exception):
 
 def _valid_id(given: bytes | None) -> bytes:
     """The caller's id where it is one that can go into a log, else a new one."""
-    return given if given is not None and _REQUEST_ID.match(given) else new_request_id().encode()
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else new_request_id().encode()
 
 
 def _declared_length(headers: dict[bytes, bytes]) -> int:

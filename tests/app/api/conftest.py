@@ -11,11 +11,14 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 
+URL = "http://localhost"
+"""Without a key only this machine may ask."""
+
 
 @pytest.fixture
 def client(postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[TestClient]:
     settings = Settings(DATABASE_URL=postgres_url, REDIS_URL=redis_url, data_dir=tmp_path)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(settings), base_url=URL, raise_server_exceptions=False) as opened:
         yield opened
 
 
@@ -26,5 +29,5 @@ def lasting_client(
     """The same, once for all tests that leave nothing behind: requests that are refused."""
     folder = tmp_path_factory.mktemp("data")
     settings = Settings(DATABASE_URL=new_database(), REDIS_URL=redis_server_url, data_dir=folder)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(settings), base_url=URL, raise_server_exceptions=False) as opened:
         yield opened

@@ -12,6 +12,7 @@ from app.api import problems
 from app.api.bodies import RawBody
 from app.api.dependencies import ResourcesDep, require
 from app.api.direct_route import DirectBodyRoute
+from app.api.limits import Limits
 from app.storage.keys import ApiKey, KeyRing, digest_of
 
 KEYS = KeyRing(
@@ -30,6 +31,7 @@ async def echo(_: ResourcesDep, raw: RawBody) -> Response:
 def app_of(route: type[APIRoute]) -> FastAPI:
     app = FastAPI()
     app.state.resources = SimpleNamespace(keys=KEYS)
+    app.state.limits = Limits(0)
     problems.install(app)
     router = APIRouter(dependencies=[Depends(require("write"))], route_class=route)
     router.add_api_route("/echo", echo, methods=["POST"])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from app.api import problems
 from app.api.dependencies import Caller, ResourcesDep, require
 from app.api.direct_route import DirectRoute
+from app.api.limits import Limits
 from app.storage.keys import ApiKey, KeyRing, digest_of
 
 KEYS = KeyRing(
@@ -40,6 +41,7 @@ async def answer(resources: ResourcesDep, caller: Caller, query: Annotated[Quest
 def app_of(route: type[APIRoute]) -> FastAPI:
     app = FastAPI()
     app.state.resources = SimpleNamespace(keys=KEYS)
+    app.state.limits = Limits(0)
     problems.install(app)
     router = APIRouter(prefix="/question", dependencies=[Depends(require("read"))], route_class=route)
     router.add_api_route("", answer, methods=["GET"])
