@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -221,13 +221,12 @@ async def popular(
     cursor: Cursor = None,
 ) -> Response:
     """Most chosen in this window first, the newer the more; where nobody chose anything, in the next wider one."""
-    window_of(window)
-    asked = {"window": window, "category": category}
+    wanted, asked = window_of(window), {"window": window, "category": category}
     if cursor is not None:
         return await _next_items(resources, "popular", asked, cursor, limit)
     inventory = await _inventory(resources)
-    found = popular_items(inventory, resources.live.state, window, categories=tuple(category), limit=1000)
-    slate = _slate(inventory, "popular", asked, found.items, {"window": found.window})
+    found = popular_items(inventory, resources.live.state, wanted, categories=tuple(category), limit=1000)
+    slate = _slate(inventory, "popular", asked, found.items, window=found.window)
     return _items_page(resources, inventory, slate, limit)
 
 
@@ -239,7 +238,7 @@ async def similar(resources: ResourcesDep, item_id: ItemId, limit: Limit = 10, c
         return await _next_items(resources, "similar", asked, cursor, limit)
     inventory = await _inventory(resources)
     found = similar_items(inventory, item_id, limit=1000)
-    return _items_page(resources, inventory, _slate(inventory, "similar", asked, found, {}), limit)
+    return _items_page(resources, inventory, _slate(inventory, "similar", asked, found), limit)
 
 
 @router.get("/explain", response_model=ExplanationBody, summary="Why an item is, or is not, shown to a user")
@@ -288,10 +287,11 @@ async def _inventory(resources: Resources) -> Inventory:
 
 
 def _slate(
-    inventory: Inventory, endpoint: str, asked: dict[str, Any], found: list[Shown], more: dict[str, str]
+    inventory: Inventory, endpoint: str, asked: dict[str, Any], found: list[Shown], *, window: str | None = None
 ) -> Pinned:
-    """more: what every page says beside its items."""
-    return Pinned(endpoint, asked, endpoint, endpoint, inventory.release.release_id, more, (), tuple(found))
+    """A slate that is nobody's."""
+    release_id = inventory.release.release_id
+    return Pinned(endpoint, asked, endpoint, endpoint, release_id, {}, (), tuple(found), window=window)
 
 
 async def _next_items(resources: Resources, endpoint: str, asked: dict[str, Any], cursor: str, limit: int) -> Response:
@@ -308,13 +308,9 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
     remaining = [item for item in pinned.remaining if item.row not in blocked and exists[item.row]]
     shown, rest = remaining[:limit], remaining[limit:]
     given = (*pinned.given, *(item.row for item in shown))
-    following = Pinned(
-        pinned.endpoint, pinned.asked, pinned.route, pinned.recommender, pinned.release, pinned.variants, given,
-        tuple(rest),
-    )  # fmt: skip
-    cursor = resources.pages.put(following) if rest else None
+    cursor = resources.pages.put(replace(pinned, given=given, remaining=tuple(rest))) if rest else None
     body = {"items": _items(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
-    return _json(body | pinned.variants)
+    return _json(body if pinned.window is None else body | {"window": pinned.window})
 
 
 async def _counted(resources: Resources, watermark: str) -> None:

@@ -22,7 +22,7 @@ from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.inventory import Inventory, InventoryHost
 from app.serving.pages import PageStore, Pinned
 from app.serving.request_ids import new_request_id
-from app.serving.retrieve import Retrieved, below, history_positions, retrieve, with_reasons
+from app.serving.retrieve import Retrieved, below, history_of, retrieve, with_reasons
 from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins, without_pinned
 from models.contracts import History, Query
 
@@ -121,7 +121,7 @@ class Pipeline:
 
     def _answer(self, request_id: str, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query) -> Page:
         shown, rest = pinned.remaining[: ask.limit], pinned.remaining[ask.limit :]
-        given = (*pinned.given, *(item.row for item in shown))
+        given = (*pinned.given, *[item.row for item in shown])
         page = Page(
             request_id=request_id,
             user_id=ask.user_id,
@@ -190,22 +190,18 @@ def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given:
     """The question to the recommenders: filters, blocks, what was seen and given, and the user's history."""
     at = time.time() if ask.at is None else ask.at
     release = inventory.release
-    hidden = [
-        inventory.rules.blocked(user_id=ask.user_id, categories=ask.categories, at=at),
-        inventory.catalog.rows(ask.exclude),
-        np.array(given, np.int32),
-    ]
-    history = History.empty()
-    if view is not None:
-        positions, known = history_positions(release, view.rows)
-        history = History(positions, view.weights[known], view.signs[known], view.timestamps[known])
-        if not ask.include_seen:
-            hidden.append(view.seen)
+    hidden = [inventory.rules.blocked(user_id=ask.user_id, categories=ask.categories, at=at)]
+    if ask.exclude:
+        hidden.append(inventory.catalog.rows(ask.exclude))
+    if given:
+        hidden.append(np.array(given, np.int32))
+    if view is not None and not ask.include_seen:
+        hidden.append(view.seen)
     excluded = release.positions(np.concatenate(hidden))
     return Query(
         limit=ask.limit + LOOKAHEAD,
         at=at,
-        history=history,
+        history=History.empty() if view is None else history_of(view, release),
         eligible=inventory.eligible(categories=ask.categories, kind=ask.kind, creator=ask.creator),
         excluded=excluded[excluded >= 0],
         preferred_categories=view.preferred_categories if view is not None else (),

@@ -11,57 +11,61 @@ import numpy as np
 
 from app.errors import Invalid
 from app.serving.inventory import Inventory
-from app.serving.slate import Shown
+from app.serving.slate import Shown, items_of
 from models.contracts import Query, Reason, Scores
 from models.live.state import LiveState
 from models.retrieval.dense import best
 
 LONGEST = timedelta(days=365)
-WIDER = ("1h", "6h", "1d", "7d", "30d", "365d", "all")
-"""What an empty window widens to, one after the other."""
 _OF_WINDOW = 0.35
 """Half-life over window: an event counted by decay is then as old, on average, as one in the window: ln 2 / 2."""
 _WINDOW = re.compile(r"^(?P<count>[1-9][0-9]{0,3})(?P<unit>[hd])$", re.ASCII)
 
 
+class Window(NamedTuple):
+    """length: None for all of time"""
+
+    name: str
+    length: timedelta | None
+
+
 class Popular(NamedTuple):
-    """window: the one that answered; items: most chosen first"""
+    """window: the name of the one that answered; items: most chosen first"""
 
     window: str
     items: list[Shown]
 
 
-def window_of(text: str) -> timedelta | None:
-    """`1h` … `365d` as a duration, None for `all`. Raises Invalid for anything else."""
+def window_of(text: str) -> Window:
+    """`1h` … `365d`, or `all`. Raises Invalid for anything else."""
     if text == "all":
-        return None
+        return Window(text, None)
     match = _WINDOW.match(text)
     if match:
         count = int(match["count"])
-        window = timedelta(hours=count) if match["unit"] == "h" else timedelta(days=count)
-        if window <= LONGEST:
-            return window
+        length = timedelta(hours=count) if match["unit"] == "h" else timedelta(days=count)
+        if length <= LONGEST:
+            return Window(text, length)
     raise Invalid.field(("query", "window"), f"{text!r} is not a window; give 1h … 365d, or all")
 
 
+WIDER = tuple(map(window_of, ("1h", "6h", "1d", "7d", "30d", "365d", "all")))
+"""What an empty window widens to, one after the other."""
+
+
 def popular_items(
-    inventory: Inventory, live: LiveState, window: str, *, categories: tuple[str, ...], limit: int
+    inventory: Inventory, live: LiveState, window: Window, *, categories: tuple[str, ...], limit: int
 ) -> Popular:
     """At most `limit` items that anybody chose in the window, or in the next wider one in which anybody did."""
     at = time.time()
     blocked = inventory.rules.blocked(user_id="", categories=categories, at=at)
     query = Query(limit=limit, at=at, eligible=inventory.catalog.mask(categories=categories), excluded=blocked)
     for each in (window, *_wider_than(window)):
-        found = best(scores_in(live, window_of(each), at=at, n_rows=len(inventory.catalog)), query)
+        found = best(scores_in(live, each.length, at=at, n_rows=len(inventory.catalog)), query)
         if len(found.positions):
             break
-    return Popular(
-        each,
-        [
-            Shown(row, score, "popular", False, Reason("popular"))
-            for row, score in zip(found.positions.tolist(), found.scores.tolist(), strict=True)
-        ],
-    )
+    items = items_of(found.positions.tolist(), found.scores.tolist(), "popular", Reason("popular"))
+    return Popular(each.name, items)
 
 
 def scores_in(live: LiveState, window: timedelta | None, *, at: float, n_rows: int) -> Scores:
@@ -84,8 +88,7 @@ def _decayed(live: LiveState, window: timedelta, at: float) -> tuple[Scores, flo
     return (1 - share) * counts[shorter] + share * counts[shorter + 1], at - length
 
 
-def _wider_than(window: str) -> list[str]:
-    length = window_of(window)
-    if length is None:
+def _wider_than(window: Window) -> list[Window]:
+    if window.length is None:
         return []
-    return [each for each in WIDER if (wider := window_of(each)) is None or wider > length]
+    return [each for each in WIDER if each.length is None or each.length > window.length]

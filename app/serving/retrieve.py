@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from app import telemetry
+from app.feedback.user_view import UserView
 from app.serving.model_host import ServedRelease
 from app.serving.slate import Shown, items_of
-from models.contracts import Candidates, Positions, Query, Reason, Recommender
+from models.contracts import Candidates, History, Positions, Query, Reason, Recommender
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +96,9 @@ def _with_row(release: ServedRelease, reason: Reason) -> Reason:
     return reason if reason.seed is None else Reason(reason.code, int(release.row_of_position[reason.seed]))
 
 
-def history_positions(release: ServedRelease, rows: Positions) -> tuple[Positions, Positions]:
-    """Positions of the rows that the release knows, and the indices of those rows."""
-    positions = release.positions(rows)
-    known = np.flatnonzero(positions >= 0)
-    return positions[known], known.astype(np.int32)
+def history_of(view: UserView, release: ServedRelease) -> History:
+    """The user's past as far as the release knows the items."""
+    positions = release.positions(view.rows)
+    history = History(positions, view.weights, view.signs, view.timestamps)
+    known = positions >= 0
+    return history if known.all() else history.take(known)

@@ -96,7 +96,7 @@ def test_a_users_slates_lie_under_the_users_tag(redis_url: str) -> None:
 
 
 def test_what_a_process_keeps_itself_is_bounded_by_items(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "RECENT_ITEMS", 7)
+    monkeypatch.setattr(pages, "RECENT_BYTES", int(2.5 * len(pages._encode(PINNED))))
 
     async def scenario() -> int:
         async with store(redis_url) as opened:
