@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import redis
 import redis.asyncio
+from anyio.to_thread import current_default_thread_limiter
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -89,6 +90,15 @@ class Resources:
         if len(self.live.state) > len(self.inventories.current.catalog):
             await asyncio.to_thread(self.inventories.refresh)
         return True
+
+    def waiting(self) -> dict[str, int]:
+        """The length of each queue; every one has a bound (docs/architecture.md, Limits)."""
+        return {
+            "events": self.ingest.queued_events,
+            "impressions": self.impressions.queued,
+            "pages": self.pages.unwritten,
+            "threads": current_default_thread_limiter().statistics().tasks_waiting,
+        }
 
     async def degraded(self) -> dict[str, str]:
         """What is missing now, by name, and why; empty when all is well. Asks each dependency, and not for long."""
@@ -199,9 +209,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
 
 
 async def _looked_after(resources: Resources) -> None:
-    """Keeps `segue_dependency_up` true whether or not somebody asks `/readyz`."""
+    """Keeps `segue_dependency_up` true whether or not somebody asks `/readyz`, and says what waits."""
     while True:
         await resources.degraded()
+        for queue, length in resources.waiting().items():
+            telemetry.QUEUED.labels(queue).set(length)
         await asyncio.sleep(LOOK_SECONDS)
 
 

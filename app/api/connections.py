@@ -59,6 +59,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        telemetry.QUEUED.labels("connections").set(len(self.connections))
         if len(self.connections) > 2 * self._limits.connections:
             self._refuse("connections")
             transport.abort()
@@ -74,6 +75,7 @@ class PatientProtocol(HttpToolsProtocol):
             # uvicorn tells so only to the last of the requests that came at once, and the others would write on.
             self._answering.disconnected = True
         super().connection_lost(exc)
+        telemetry.QUEUED.labels("connections").set(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
         if self._body_since is None:

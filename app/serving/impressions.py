@@ -107,6 +107,11 @@ class ImpressionWriter:
         except queue.Full:
             self._lost([impression])
 
+    @property
+    def queued(self) -> int:
+        """Pages that wait to be written."""
+        return self._queue.qsize()
+
     def close(self, timeout_seconds: float = 10) -> None:
         """Writes what is queued and stops."""
         self._closing.set()

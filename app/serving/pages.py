@@ -91,6 +91,11 @@ class PageStore:
         self._is_closing = False
         self._is_refused = False
 
+    @property
+    def unwritten(self) -> int:
+        """Slates that wait to be written."""
+        return len(self._unwritten)
+
     def put(self, pinned: Pinned) -> str:
         """The cursor that brings the slate back."""
         cursor = f"{int(time.time()):08x}{_seal(pinned.owner)}{secrets.token_urlsafe(9)}"

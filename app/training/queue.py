@@ -17,10 +17,10 @@ from redis.exceptions import RedisError
 from rq import Queue, SpawnWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from sqlalchemy import Engine, RowMapping, delete, insert, select, update
+from sqlalchemy import Engine, RowMapping, delete, func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
 from app.orphans import ending_with, serving_parent
 from app.settings import Settings
 from app.storage.database import open_engine
@@ -29,6 +29,8 @@ from app.storage.tables import NOW, jobs
 log = logging.getLogger(__name__)
 
 QUEUE = "segue-jobs"
+MOST_QUEUED = 10
+"""Jobs of one kind that may wait."""
 LONGEST_JOB_SECONDS = 6 * 3600
 FORCE_SECONDS = 2.0
 """RQ takes a second signal for a slip of the finger within 1 s of the first."""
@@ -39,10 +41,15 @@ def enqueue_training(engine: Engine, redis_url: str, *, parameters: dict[str, An
     """Queues a training and returns the id to poll.
 
     The row is committed first, so that the worker finds it. Raises RedisError where Redis is away, and then
-    leaves no row.
+    leaves no row; and Conflict where MOST_QUEUED wait already.
     """
     job_id = f"train-{secrets.token_hex(8)}"
     with engine.begin() as db:
+        queued = select(func.count()).where(jobs.c.kind == "train", jobs.c.status == "queued")
+        if db.execute(queued).scalar_one() >= MOST_QUEUED:
+            raise Conflict(
+                f"{MOST_QUEUED} trainings are queued already; each trains on all that is there when it begins"
+            )
         db.execute(insert(jobs).values(job_id=job_id, kind="train", parameters=parameters))
     try:
         _queue(redis_url).enqueue_call(

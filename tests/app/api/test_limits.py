@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from app.errors import TooMany
 from app.main import create_app
 from app.settings import Settings
 from app.storage.keys import ApiKey, KeyRing, digest_of
+from app.training.queue import MOST_QUEUED
 from tests.app.api.conftest import URL
 
 READER, WRITER = (ApiKey(name, digest_of(name), frozenset()) for name in ("reader", "writer"))
+
+QUEUES = ("events", "impressions", "pages", "threads")
 
 
 class TestKeyRates:
@@ -214,3 +218,15 @@ class TestDeepJson:
             method, path, content=body, headers={"Content-Type": "application/json"}
         )
         return answered
+
+
+def test_more_trainings_than_can_be_meant_are_409(client: TestClient) -> None:
+    ordered = [client.post("/admin/train") for _ in range(MOST_QUEUED + 1)]
+    assert [each.status_code for each in ordered] == [202] * MOST_QUEUED + [409]
+
+
+def test_what_waits_is_measured(client: TestClient) -> None:
+    deadline = time.monotonic() + 30
+    while not all(f'queue="{name}"' in client.get("/metrics").text for name in QUEUES):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
