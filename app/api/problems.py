@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
+import psycopg2
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,7 +23,13 @@ from app.errors import FieldError, Invalid, SegueError, TooMany, Unavailable
 log = logging.getLogger(__name__)
 
 DISK_FULL = "53100"
-"""SQLSTATE."""
+READ_ONLY = "25006"
+"""SQLSTATEs: no room; a server that is, or has just become, a replica."""
+
+_WHY_NOT = {
+    DISK_FULL: "Postgres has no room left on its disk; retry",
+    READ_ONLY: "Postgres takes no changes now; retry",
+}
 
 PROBLEM_EXAMPLE: dict[str, Any] = {
     "type": "about:blank",
@@ -98,6 +105,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OperationalError, _postgres)
     app.add_exception_handler(PoolTimeoutError, _postgres)
     app.add_exception_handler(DBAPIError, _postgres)
+    app.add_exception_handler(psycopg2.OperationalError, _postgres)
+    app.add_exception_handler(psycopg2.InterfaceError, _postgres)
     app.add_exception_handler(Exception, bug)
 
 
@@ -137,14 +146,15 @@ def _redis(_: Request, error: Exception) -> Response:
 
 
 def _postgres(request: Request, error: Exception) -> Response:
-    if isinstance(error, DBAPIError) and not (isinstance(error, OperationalError) or error.connection_invalidated):
+    state = getattr(error.orig, "pgcode", None) if isinstance(error, DBAPIError) else None
+    is_away = isinstance(error, (OperationalError, PoolTimeoutError)) or getattr(error, "connection_invalidated", False)
+    if not is_away and state != READ_ONLY:
         return bug(request, error)
     telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
     # Not the error itself: it repeats the statement and its parameters.
     cause = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
     log.warning("Postgres: %s", cause)
-    is_full = isinstance(error, DBAPIError) and getattr(error.orig, "pgcode", None) == DISK_FULL
-    detail = "Postgres has no room left on its disk; retry" if is_full else "Postgres does not answer; retry"
+    detail = _WHY_NOT.get(state or "", "Postgres does not answer; retry")
     return problem(503, Unavailable.title, detail, headers={"Retry-After": "1"})
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import orjson
 import psycopg2
+import psycopg2.errors
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app import telemetry
 from app.catalog import rules
@@ -28,8 +30,13 @@ log = logging.getLogger(__name__)
 
 BATCH = 500
 LINGER_SECONDS = 0.2
-ATTEMPTS = 5
-_ABOUT_POSTGRES = (SQLAlchemyError, psycopg2.OperationalError, psycopg2.InterfaceError)
+ATTEMPTS = 2
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
+READ_ONLY = "25006"
+"""SQLSTATE: of a server that was, or has just become, a replica."""
+_ABOUT_POSTGRES = (
+    SQLAlchemyError, psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction,
+)  # fmt: skip
 """The server is at fault, not what it was asked to store; a cursor of psycopg2's raises its own errors."""
 
 # One parameter for the whole batch: psycopg2 would take twenty times as long to write down the arrays one by one.
@@ -98,6 +105,7 @@ class ImpressionWriter:
         self._queue: queue.Queue[Impression | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
         self._closing = threading.Event()
+        self._is_failing = False
         self._thread.start()
 
     def record(self, impression: Impression) -> None:
@@ -142,20 +150,33 @@ class ImpressionWriter:
         return batch, False
 
     def _write(self, batch: list[Impression]) -> None:
-        for attempt in range(ATTEMPTS):
+        """While Postgres is away it is tried again, and others queue up; when it is time to stop, not for long."""
+        attempts, pause = 0, FIRST_PAUSE_SECONDS
+        while True:
             try:
                 self._insert(batch)
             except _ABOUT_POSTGRES as error:
-                telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-                log.warning("impressions: attempt %d of %d failed: %s", attempt + 1, ATTEMPTS, error)
-                self._closing.wait(2**attempt * 0.1)
+                self._note(error)
+                attempts += 1
+                if attempts >= ATTEMPTS and (self._closing.is_set() or not _is_away(error)):
+                    break
+                self._closing.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001 - the thread must survive, and one page must not cost the others
                 self._write_apart(batch, error)
                 return
             else:
+                self._is_failing = False
                 telemetry.IMPRESSIONS_WRITTEN.inc(len(batch))
                 return
         self._lost(batch)
+
+    def _note(self, error: Exception) -> None:
+        telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+        if not self._is_failing:
+            cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+            log.warning("impressions wait for Postgres: %s", cause)
+        self._is_failing = True
 
     def _write_apart(self, batch: list[Impression], error: Exception) -> None:
         """What can't be stored is lost alone."""
@@ -187,3 +208,10 @@ def _without_erased(db: Connection, batch: Sequence[Impression]) -> list[Impress
     db.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(%(lock)s)", {"lock": ERASURE_LOCK})
     erased = erased_at(db, list({impression.user_id for impression in batch}))
     return [each for each in batch if each.user_id not in erased or erased[each.user_id] < each.shown_at]
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the server may well take it later: it is gone, full or read-only."""
+    cause = getattr(error, "orig", None) or error
+    is_gone = isinstance(cause, (psycopg2.OperationalError, psycopg2.InterfaceError, PoolTimeoutError))
+    return is_gone or getattr(cause, "pgcode", None) == READ_ONLY

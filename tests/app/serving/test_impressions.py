@@ -1,11 +1,13 @@
 """What was shown is written, whatever its neighbours in the batch are like."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, select, text
+from sqlalchemy import Connection, Engine, event, func, select, text
 
 from app.catalog.users import hash_of
 from app.serving.exploration import Sampler
@@ -24,6 +26,13 @@ def written(engine: Engine, *shown: Impression) -> set[str]:
     writer.close()
     with engine.connect() as db:
         return set(db.execute(select(impressions.c.request_id)).scalars())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
 
 
 def test_an_impression_that_cannot_be_stored_is_lost_alone(engine: Engine) -> None:
@@ -45,6 +54,27 @@ def test_a_connection_lost_in_mid_transaction_is_tried_again(engine: Engine) -> 
 
     assert written(engine, SHOWN) == {"a"}
     assert ended
+
+
+def test_what_is_shown_while_postgres_takes_nothing_is_written_later(engine: Engine) -> None:
+    """As a replica it is for a while, here; gone, hung or full, it is the same."""
+    writer = ImpressionWriter(engine, capacity=100)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as db:
+        name = db.scalar(text("select current_database()"))
+        db.execute(text(f'alter database "{name}" set default_transaction_read_only = on'))
+        engine.dispose()
+        try:
+            for number in range(5):
+                writer.record(replace(SHOWN, request_id=str(number)))
+                until(lambda: writer._is_failing)
+        finally:
+            db.execute(text("set default_transaction_read_only = off"))
+            db.execute(text(f'alter database "{name}" reset default_transaction_read_only'))
+            engine.dispose()
+    until(lambda: writer.queued == 0 and not writer._is_failing)
+    writer.close()
+    with engine.connect() as db:
+        assert db.scalar(select(func.count()).select_from(impressions)) == 5
 
 
 def test_what_an_erased_user_saw_before_does_not_come_back(engine: Engine) -> None:
