@@ -229,6 +229,27 @@ def test_pages_and_audit_lines_go_by_age_in_batches(
     assert prune(engine, Settings(impressions_days=0)) == Counter()
 
 
+def test_a_process_that_slept_while_events_came_and_went_counts_them_all(
+    engine: Engine, ingest: Ingest, follower: LiveFollower, settings: Settings
+) -> None:
+    until(lambda: follower._is_projector)
+    sleeper = LiveFollower(engine, settings.model_copy(update={"refresh_seconds": 3_600.0}))
+    try:
+        assert sleeper.caught_up(10)
+        old = [Event(f"e{n}", "ann", "a", "click", None, NOW - timedelta(days=80 + n)) for n in range(5)]
+        ingest.submit_blocking(old)
+        stored(engine, follower)
+        assert (prune(engine, settings) or {})["interactions"] == 4
+        assert not sleeper.state.totals().any()
+        with sleeper._wake:
+            sleeper._refresh_seconds = 0.05
+            sleeper._poked = True
+            sleeper._wake.notify()
+        assert caught_up(engine, sleeper).totals().tolist()[:1] == [7.5]
+    finally:
+        sleeper.close()
+
+
 def test_one_process_prunes_at_a_time(engine: Engine, settings: Settings) -> None:
     with engine.connect() as db:
         db.execute(text("select pg_advisory_lock(:lock)"), {"lock": PRUNER_LOCK})
