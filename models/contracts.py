@@ -88,16 +88,15 @@ class Counted(NamedTuple):
     total: float
 
 
-class Visits(NamedTuple):
-    """Where the latest visitors of some items were of late.
+class Leading(NamedTuple):
+    """Items that lead now, or may.
 
-    visitors: int64[s], how many each of the items had, in the order of asking
-    stops:    int32[sum of visitors, t], positions that each visitor was at, those of the first item first; -1 for
-              none, and for the item itself. Positions may be beyond those that a recommender knows.
+    chosen: int32[k], ascending, some time ago: the same array, for as long as that holds
+    since:  int32[m], items outside of these that were met since
     """
 
-    visitors: NDArray[np.int64]
-    stops: NDArray[np.int32]
+    chosen: Positions
+    since: Positions
 
 
 class LiveSignals(Protocol):
@@ -124,14 +123,11 @@ class LiveSignals(Protocol):
     def counted(self, positions: Indices, at: float, n: int) -> Counted:
         """Of these positions alone, `counts` and `totals`; the sums are over positions 0 … n-1."""
 
-    def leading(self) -> Positions:
-        """Ascending: the most chosen items by each half-life and of all time, some hundreds by each; maybe more."""
+    def leading(self) -> Leading:
+        """The most chosen items by each half-life and of all time, some hundreds by each; and maybe more."""
 
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest users met of late too, and the share of those users, 0–1."""
-
-    def visits(self, positions: Indices) -> Visits:
-        """Where the latest users of each of the items were: what `covisited` counts, for several items at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from models.contracts import (
     Arrays,
     Candidates,
     Indices,
-    Mask,
     Parameters,
     Parts,
     Positions,
@@ -40,12 +39,11 @@ from models.ranking.features import (
     latest_known,
 )
 from models.ranking.listwise import ListwiseRanker
-from models.retrieval.dense import DenseRecommender, allowed_scores, best_among, is_allowed
+from models.retrieval.dense import DenseRecommender, allowed_scores, best_of, is_allowed
 from models.retrieval.live_counts import LiveCounts
 from models.retrieval.opinions import Opinion, Source
+from models.views import Asked, Front, Kept, Usual, View
 
-MOST_CO_VISITED = 500
-"""Candidates from among what visitors of the user's latest items met."""
 FEWEST_LEADING = 100
 """Where filters leave fewer of the leading items, more than were asked for, everything allowed is a candidate."""
 _N_LIVE = len(SHARES) + len(CO_VISITS)
@@ -60,79 +58,6 @@ class Contribution(NamedTuple):
 
     scores: Scores
     ranks: NDArray[np.int32]
-
-
-class View(NamedTuple):
-    """What the ranker sees of a query.
-
-    positions: of k items, each once, in any order
-    features:  float32[f, k]
-    context:   float32[c], the situation of the user
-    co_visits: what the features of that name were counted from
-    opinions:  by source, None where it has nothing to say
-    """
-
-    positions: Indices
-    features: NDArray[np.float32]
-    context: NDArray[np.float32]
-    co_visits: CoVisits | None
-    opinions: Mapping[str, Opinion | None]
-
-
-class _Front(NamedTuple):
-    """The leading items, and what of them is the same for all users.
-
-    leading:   int32, as the live signals gave them
-    positions: int64[k], those of them that the blend speaks of
-    rows:      by source, what its opinions need of these
-    """
-
-    leading: Positions
-    positions: NDArray[np.int64]
-    rows: Mapping[str, NDArray[Any]]
-
-
-class _Usual(NamedTuple):
-    """float32[sources, n] each: what is usual of every source, its offsets taken off, and 1 / the deviation."""
-
-    means: NDArray[np.float32]
-    scales: NDArray[np.float32]
-
-
-class _Kept:
-    """What the next question may need again.
-
-    Each is one object, replaced as a whole: among threads one may be missed, never mixed up with another's.
-    """
-
-    __slots__ = ("_front", "_view")
-
-    def __init__(self) -> None:
-        self._front: _Front | None = None
-        self._view: tuple[Query, View] | None = None
-
-    def front(self, leading: Positions, make: Callable[[Positions], _Front]) -> _Front:
-        """That of this very array."""
-        front = self._front
-        if front is None or front.leading is not leading:
-            front = self._front = make(leading)
-        return front
-
-    def keep(self, query: Query, view: View) -> None:
-        self._view = query, view
-
-    def view_of(self, query: Query) -> View | None:
-        """That of a query about the same user at the same time; filters play no part in it."""
-        if (kept := self._view) is None:
-            return None
-        asked, view = kept
-        is_same = (
-            asked.history is query.history
-            and asked.live is query.live
-            and asked.at == query.at
-            and asked.preferred_categories == query.preferred_categories
-        )
-        return view if is_same else None
 
 
 @dataclass(frozen=True)
@@ -152,7 +77,7 @@ class Blend(DenseRecommender):
     surprises: Mapping[str, Surprise]
     ranker: ListwiseRanker
     chosen: Parameters
-    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False, compare=False)
+    _kept: Kept = field(default_factory=Kept, init=False, repr=False, compare=False)
 
     @property
     def n_items(self) -> int:
@@ -170,20 +95,25 @@ class Blend(DenseRecommender):
 
     def recommend(self, query: Query) -> Candidates:
         """The best of the candidates: of the leading items and of those that anything personal nominates."""
-        allowed = is_allowed(query, self.n_items)
+        allowed, co_visits = is_allowed(query, self.n_items), CoVisits.of(query, self.n_items)
         leading = self.live_counts.leading_as_fitted if query.live is None else query.live.leading()
-        front = self._kept.front(leading, self._front)
-        co_visits, opinions = CoVisits.of(query, self.n_items), self._opinions(query)
+        front = self._kept.front(leading.chosen, self._front)
+        asked = self._asked(query, front)
         if np.count_nonzero(allowed[front.positions]) < FEWEST_LEADING + query.limit:
             others = allowed.copy()
         else:
-            others = self._nominated(co_visits, opinions)
-            others &= allowed
-        others[front.positions] = False
-        view = self._view(query, co_visits, opinions, np.flatnonzero(others), front)
-        self._kept.keep(query, view)
+            others = np.zeros(self.n_items, np.bool_)
+            others[leading.since] = True
+            if co_visits is not None:
+                others[co_visits.nominees()] = True
+        others[asked.positions] = False
+        view = self._view(query, co_visits, asked, others.nonzero()[0])
         scores = self.ranker.scores(view.features, view.context)
-        return best_among(view.positions, scores, allowed, query.limit)
+        best = best_of(view.positions, scores, allowed, query.limit)
+        found = Candidates(view.positions[best].astype(np.int32), scores[best])
+        places = dict(zip(found.positions.tolist(), best.tolist(), strict=True))
+        self._kept.keep(query, view._replace(places=places))
+        return found
 
     def view(self, query: Query) -> View:
         """The features of all items, and the situation of the user, as of the moment of asking."""
@@ -215,7 +145,8 @@ class Blend(DenseRecommender):
             return reasons
         view = self._kept.view_of(query)
         if view is None:
-            view = self._view(query, CoVisits.of(query, self.n_items), self._opinions(query), positions)
+            asked = self._nobody_asked._replace(opinions=self._opinions(query))
+            view = self._view(query, CoVisits.of(query, self.n_items), asked, positions)
         speaker = self._lifts(query, view, positions).argmax(axis=0)
         for index, speak in enumerate(self._speakers(query, view), start=1):
             own = (speaker == index).nonzero()[0]
@@ -257,80 +188,85 @@ class Blend(DenseRecommender):
         )
 
     @cached_property
-    def _usual(self) -> _Usual:
+    def _usual(self) -> Usual:
         means = [usual.mean - self.sources[name].offsets() for name, usual in self.surprises.items()]
         shape = len(self.sources), self.n_items
         scales = np.array([usual.scale for usual in self.surprises.values()], np.float32).reshape(shape)
-        return _Usual(np.array(means, np.float32).reshape(shape), scales)
+        return Usual(np.array(means, np.float32).reshape(shape), scales)
 
-    def _front(self, leading: Positions) -> _Front:
-        known = leading[: np.searchsorted(leading, self.n_items)].astype(np.int64)
-        return _Front(leading, known, {name: source.rows_of(known) for name, source in self.sources.items()})
+    def _front(self, leading: Indices) -> Front:
+        known = leading[: leading.searchsorted(self.n_items)].astype(np.int64)
+        rows = {name: source.rows_of(known) for name, source in self.sources.items()}
+        return Front(leading, known, rows, self._usual.of(known))
 
-    def _opinions(self, query: Query) -> dict[str, Opinion | None]:
-        known = len(query.history) > 0
-        return {name: source.opinion(query) if known else None for name, source in self.sources.items()}
+    @cached_property
+    def _nobody_asked(self) -> Asked:
+        nothing = np.empty((len(self.sources), 0), np.float32)
+        return Asked(self._front(np.empty(0, np.int32)), dict.fromkeys(self.sources), np.empty(0, np.int64), nothing)
 
-    def _nominated(self, co_visits: CoVisits | None, opinions: Mapping[str, Opinion | None]) -> Mask:
-        """bool[n]: what is a candidate for this user, whoever leads."""
-        nominated = np.zeros(self.n_items, np.bool_)
-        if co_visits is not None:
-            nominated[co_visits.nominees(MOST_CO_VISITED)] = True
+    def _asked(self, query: Query, front: Front) -> Asked:
+        """What the sources think of the user. Kept, for it changes with their history alone, and with the minute."""
+        if len(query.history) == 0:
+            return Asked(front, dict.fromkeys(self.sources), front.positions, front.unasked)
+        history, minute = query.history, query.at // 60
+        columns = history.positions, history.weights, history.signs, history.timestamps
+        key = minute, query.preferred_categories, *(column.tobytes() for column in columns)
+        return self._kept.asked(key, front, lambda: self._ask(query, front))
+
+    def _ask(self, query: Query, front: Front) -> Asked:
+        opinions = self._opinions(query)
+        nominees = np.zeros(self.n_items, np.bool_)
         for opinion in opinions.values():
             if opinion is not None:
-                nominated[opinion.nominees()] = True
-        return nominated
+                nominees[opinion.nominees()] = True
+        nominees[front.positions] = False
+        others = nominees.nonzero()[0]
+        surprises = np.hstack([self._surprises_of(opinions, front), self._surprises_of(opinions, self._front(others))])
+        return Asked(front, opinions, np.concatenate([front.positions, others]), surprises)
 
-    def _view(
-        self,
-        query: Query,
-        co_visits: CoVisits | None,
-        opinions: Mapping[str, Opinion | None],
-        others: Indices,
-        front: _Front | None = None,
-    ) -> View:
-        """The features of the front's items and the others'."""
-        positions = others if front is None else np.concatenate([front.positions, others])
-        k, latest = len(positions), latest_known(query, self.n_items)
+    def _opinions(self, query: Query) -> dict[str, Opinion | None]:
+        if len(query.history) == 0:
+            return dict.fromkeys(self.sources)
+        # Without what belongs to this question alone, such as its filters: they would be kept, too.
+        at, preferred = query.at // 60 * 60, query.preferred_categories
+        plain = Query(limit=0, at=at, history=query.history, preferred_categories=preferred)
+        return {name: source.opinion(plain) for name, source in self.sources.items()}
+
+    def _view(self, query: Query, co_visits: CoVisits | None, asked: Asked, others: Indices) -> View:
+        """The features of the items that the sources were asked about, and of others."""
+        positions, latest = np.concatenate([asked.positions, others]), latest_known(query, self.n_items)
+        k, known = len(positions), len(asked.positions)
         features = np.empty((len(self.feature_names), k), np.float32)
         shares = self.live_counts.log_shares_of(query, np.concatenate([positions, latest]))
         features[: len(SHARES)] = shares[:, :k]
         features[len(SHARES) : _N_LIVE] = NO_CO_VISITS if co_visits is None else co_visits.features(positions)
-        self._surprise(features[_N_LIVE:], positions, others, opinions, front)
-        return View(positions, features, context_of(query, shares[:, k:]), co_visits, opinions)
+        features[_N_LIVE:, :known] = asked.surprises
+        if known < k:
+            features[_N_LIVE:, known:] = self._surprises_of(asked.opinions, self._front(others))
+        return View(positions, features, context_of(query, shares[:, k:]), co_visits, asked.opinions)
 
-    def _surprise(
-        self,
-        into: NDArray[np.float32],
-        positions: Indices,
-        others: Indices,
-        opinions: Mapping[str, Opinion | None],
-        front: _Front | None,
-    ) -> None:
-        """Fills float32[sources, k] with how surprising each source's score of each position is."""
-        first = len(positions) - len(others)
-        for row, (name, opinion) in zip(into, opinions.items(), strict=True):
+    def _surprises_of(self, opinions: Mapping[str, Opinion | None], items: Front) -> NDArray[np.float32]:
+        """float32[sources, k]: how surprising each source's scores of the items are, 0 where it has no opinion."""
+        surprises = np.zeros((len(self.sources), len(items.positions)), np.float32)
+        for row, (name, opinion) in enumerate(opinions.items()):
             if opinion is not None:
-                if front is not None:
-                    row[:first] = opinion.scores(front.rows[name])
-                row[first:] = opinion.scores(self.sources[name].rows_of(others))
-        into -= self._usual.means.take(positions, axis=1)
-        into *= self._usual.scales.take(positions, axis=1)
-        np.minimum(into, WIDEST, out=into)
-        np.maximum(into, -WIDEST, out=into)
-        for row, opinion in zip(into, opinions.values(), strict=True):
-            if opinion is None:
-                row[:] = 0
+                surprises[row] = opinion.scores(items.rows[name])
+                surprises[row] -= items.usual.means[row]
+        surprises *= items.usual.scales
+        np.minimum(surprises, WIDEST, out=surprises)
+        return np.maximum(surprises, -WIDEST, out=surprises)
 
     def _lifts(self, query: Query, view: View, positions: Positions) -> Scores:
         """float32[2 + sources, k]: what lifts each position above what is usual: live counts, co-visits, sources.
 
         Usual is the average share, that no visitor of the user's items met it, and what a source says to most users.
         """
-        is_here = view.positions[:, None] == positions
-        features = view.features[:, is_here.argmax(axis=0)]
-        if not is_here.any(axis=0).all():
-            features = self._view(query, view.co_visits, view.opinions, positions).features
+        places = [view.places.get(position) for position in positions.tolist()]
+        if None in places:
+            asked = self._nobody_asked._replace(opinions=view.opinions)
+            features = self._view(query, view.co_visits, asked, positions).features
+        else:
+            features = view.features.take(np.array(places), axis=1)
         lifts = self.ranker.effects(features, view.context)
         features[: len(SHARES)] -= self.live_counts.average_log_shares(query)[:, None]
         features[len(SHARES) : _N_LIVE] -= NO_CO_VISITS
@@ -350,7 +286,7 @@ def _led_here(co_visits: CoVisits | None, liked: set[int], positions: Positions)
     """None where nobody was led to the position by what the user liked."""
     if co_visits is None:
         return [None] * len(positions)
-    leaders = co_visits.leading(positions, np.array([seed in liked for seed in co_visits.seeds.tolist()]))
+    leaders = co_visits.leading(positions, liked)
     return [None if leader is None else Reason("similar_to_liked", leader) for leader in leaders]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import RowMap
-from models.contracts import Counted, Indices, Positions, Scores, Visits
+from models.contracts import Counted, Indices, Leading, Positions, Scores
 from models.live.state import LiveState
 
 
@@ -37,7 +37,7 @@ class PositionedSignals:
         self._in_order = np.array_equal(rows.row_of_position, np.arange(len(rows.row_of_position)))
         self._gathered: _Gathered | None = None
         # The state's leading rows, and their positions.
-        self._leading = np.empty(0, np.int32), np.empty(0, np.int32)
+        self._leading = self._since = np.empty(0, np.int32), np.empty(0, np.int32)
         self._unknown = 0, np.empty(0, np.int64)
 
     @property
@@ -76,26 +76,27 @@ class PositionedSignals:
         masses, total = counted.masses - counts.sum(axis=1), counted.total - float(totals.sum())
         return counted._replace(masses=np.maximum(masses, 0), total=max(total, 0.0))
 
-    def leading(self) -> Positions:
-        """Ascending: the most chosen items by each half-life and of all time."""
-        rows = self._state.leading()
-        if self._leading[0] is not rows:
-            positions = self._rows.positions_of(rows)
-            self._leading = rows, np.sort(positions[positions >= 0])
-        return self._leading[1]
+    def leading(self) -> Leading:
+        """The most chosen items by each half-life and of all time, and those that were met since."""
+        chosen, since = self._state.leading()
+        if self._leading[0] is not chosen:
+            self._leading = chosen, np.sort(self._known(chosen))
+        if self._since[0] is not since:
+            self._since = since, self._known(since)
+        return Leading(self._leading[1], self._since[1])
 
-    def visits(self, positions: Indices) -> Visits:
-        """Where the latest visitors of each of the items were, by position."""
-        rows = self._rows.row_of_position
-        visits = self._state.visits(positions if self._in_order else rows.take(positions))
-        if self._in_order:
-            return visits
-        stops = self._rows.positions_of(visits.stops.ravel()).reshape(visits.stops.shape)
-        return visits._replace(stops=stops)
+    def _known(self, rows: NDArray[np.int32]) -> Positions:
+        positions = self._rows.positions_of(rows)
+        return positions[positions >= 0]
 
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest visitors were at of late, and the share of those visitors, 0–1."""
-        rows, shares = self._state.covisited(int(self._rows.row_of_position[position]))
+        if self._in_order:
+            rows, shares = self._state.covisited(position)
+            if not len(rows) or rows[-1] < len(self._rows.row_of_position):
+                return rows, shares
+        else:
+            rows, shares = self._state.covisited(int(self._rows.row_of_position[position]))
         positions = self._rows.positions_of(rows)
         known = positions >= 0
         return positions[known], shares[known]

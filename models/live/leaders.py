@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from models.contracts import Leading
 from models.live.counters import DecayedCounters
 
 MOST = 500
@@ -28,7 +29,8 @@ class Leaders:
         self._leading: NDArray[np.int32] | None = None
         self._members: set[int] = set()
         self._met: set[int] = set()
-        self._taken_back, self._limit = 0, 0
+        self._risen = np.empty(0, np.int32)
+        self._taken_back = 0
 
     def counted(self, items: NDArray[np.int32], masses: NDArray[np.float64]) -> None:
         """These were met, or taken back where the mass is negative."""
@@ -37,20 +39,17 @@ class Leaders:
             self._met -= self._members
             self._taken_back += int((masses < 0).sum())
 
-    def of(self, counters: DecayedCounters) -> NDArray[np.int32]:
-        """int32[k], ascending: the first MOST by each half-life, and those met since they were chosen."""
+    def of(self, counters: DecayedCounters) -> Leading:
+        """The first MOST by each half-life, and those met since they were chosen."""
         if self._leading is None or self._taken_back > _MOST_MET:
             return self._choose(counters.leaders(MOST))
-        if len(self._members) + len(self._met) > self._limit:
+        if len(self._met) > _MOST_MET:
             return self._choose(counters.leaders(MOST, among=np.array([*self._members, *self._met])))
-        if self._met:
-            self._members |= self._met
-            self._leading = np.union1d(self._leading, np.array([*self._met])).astype(np.int32)
-            self._met = set()
-        return self._leading
+        if len(self._met) != len(self._risen):
+            self._risen = np.fromiter(self._met, np.int32, len(self._met))
+        return Leading(self._leading, self._risen)
 
-    def _choose(self, leading: NDArray[np.int64]) -> NDArray[np.int32]:
-        self._leading = leading.astype(np.int32)
+    def _choose(self, leading: NDArray[np.int64]) -> Leading:
         self._members, self._met, self._taken_back = set(leading.tolist()), set(), 0
-        self._limit = len(leading) + _MOST_MET
-        return self._leading
+        self._leading, self._risen = leading.astype(np.int32), np.empty(0, np.int32)
+        return Leading(self._leading, self._risen)

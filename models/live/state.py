@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Counted, Indices, Positions, Scores, Visits
+from models.contracts import Counted, Indices, Leading, Positions, Scores
 from models.live.changes import Changes, DayLedger
 from models.live.counters import HALF_LIVES, DecayedCounters
 from models.live.leaders import Leaders
@@ -107,8 +107,8 @@ class LiveState:
                 masses, total = masses - beyond.sum(axis=1), total - float(beyond_totals.sum())
         return Counted(counts, totals, np.maximum(masses, 0), max(total, 0.0))
 
-    def leading(self) -> NDArray[np.int32]:
-        """int32[k], ascending: see `LiveSignals.leading`. The same array until others lead."""
+    def leading(self) -> Leading:
+        """See `LiveSignals.leading`."""
         with self._lock:
             return self._leaders.of(self._counters)
 
@@ -122,12 +122,6 @@ class LiveState:
         """Items that the item's latest users visited of late, ascending, and the share of those users, 0–1."""
         with self._lock:
             return self._trails.covisited(position)
-
-    def visits(self, positions: Indices) -> Visits:
-        """See `LiveSignals.visits`."""
-        items = positions.tolist()
-        with self._lock:
-            return self._trails.visits(items)
 
     def trail(self, user: int) -> Positions:
         """int32[≤ 10]: the user's latest items, newest first."""

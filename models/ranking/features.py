@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Indices, Mask, Positions, Query, Scores, Visits
+from models.contracts import Indices, Positions, Query, Scores
 from models.live.counters import HALF_LIVES
 
 STEPS_BACK = 10
@@ -18,6 +19,9 @@ STEP_DISCOUNT = 0.75
 """Each step further back counts this much less."""
 _LEAST_SHARE = 1e-3
 """Added to shares before the logarithm: one visitor of a thousand."""
+LEAST_MET = 0.01
+"""Share of visitors from which on an item is a candidate: one in a hundred of the last item's, one in eight of the
+tenth's."""
 _USUAL = HALF_LIVES.index(4 * 86_400.0)
 """The half-life by which the items of a history are called current or old."""
 _LATEST = 3
@@ -27,70 +31,76 @@ CO_VISITS = ("co-visits", "co-visits of the last item")
 CONTEXTS = ("history length", "no history", "minutes since the last", "currency of the latest", "currency of the last")
 
 
+class Step(NamedTuple):
+    """One item of a history, and where its visitors were of late.
+
+    items: int32[k], each once; shares: float32[k], of the visitors
+    """
+
+    seed: int
+    items: Positions
+    shares: Scores
+
+
 class CoVisits:
     """Where the visitors of the user's latest items were of late, the newest item first.
 
     An item-to-item neighbourhood on what people did lately (Sarwar et al. 2001), which in session-based
     recommendation is hard to beat (Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", 2018).
-    Each item's visitors share out 1, discounted by 0.75 for each step back.
-
-    seeds: int32[s], the user's latest items
-    n:     positions 0 … n-1 are spoken of
     """
 
-    def __init__(self, seeds: Positions, visits: Visits, n: int) -> None:
-        self.seeds = seeds
-        self._visits = visits
-        self._discounts = _DISCOUNTS[: len(seeds)] / np.maximum(visits.visitors, 1)
-        # What is nowhere, or beyond those spoken of, goes to the last place, which nobody asks for.
-        stops = visits.stops.ravel()
-        self._stops = np.where(stops.view(np.uint32) < n, stops, n)
-        weights = np.repeat(self._discounts, visits.visitors * visits.stops.shape[1])
-        self._met = np.bincount(self._stops, weights, n + 1)
-        of_last = len(self._stops) and int(visits.visitors[0]) * visits.stops.shape[1]
-        self._met_after_last = np.bincount(self._stops[:of_last], weights[:of_last], n + 1)
+    def __init__(self, steps: Sequence[Step], n: int) -> None:
+        """steps: one at least; n: positions 0 … n-1 are spoken of"""
+        self._seeds = [step.seed for step in steps]
+        self._sizes = [len(step.items) for step in steps]
+        self._items = np.concatenate([step.items for step in steps])
+        self._shares = np.concatenate([step.shares for step in steps])
+        self._shares *= np.repeat(_DISCOUNTS[: len(steps)], self._sizes)
+        self._met = np.bincount(self._items, self._shares, n)[:n]
+        self._met_after_last = np.bincount(steps[0].items, steps[0].shares, n)[:n]
 
     @classmethod
     def of(cls, query: Query, n: int) -> CoVisits | None:
         """Of the last ten items of the history; None without any, and without live signals."""
         if query.live is None or len(query.history) == 0:
             return None
-        seeds = query.history.positions[: -STEPS_BACK - 1 : -1]
-        return cls(seeds, query.live.visits(seeds), n)
+        seeds = query.history.positions[: -STEPS_BACK - 1 : -1].tolist()
+        return cls([Step(seed, *query.live.covisited(seed)) for seed in seeds], n)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The items that were looked at, the newest first."""
+        return self._seeds
 
     def features(self, positions: Indices | None = None) -> NDArray[np.float32]:
         """float32[2, k], of all n without positions: logarithms of how often visitors of all the seeds, and of the
         newest alone, met each."""
         if positions is None:
-            found = np.stack([self._met[:-1], self._met_after_last[:-1]])
+            shares = np.array([self._met, self._met_after_last], np.float32)
         else:
-            found = np.stack([self._met.take(positions), self._met_after_last.take(positions)])
-        shares: NDArray[np.float32] = np.add(found, _LEAST_SHARE).astype(np.float32)
+            shares = np.array([self._met.take(positions), self._met_after_last.take(positions)], np.float32)
+        shares += np.float32(_LEAST_SHARE)
         return np.log(shares, out=shares)
 
-    def nominees(self, most: int) -> NDArray[np.int64]:
-        """int64[≤ most]: the most met, in any order."""
-        met = np.flatnonzero(self._met[:-1])
-        if len(met) <= most:
-            return met
-        return met[np.argpartition(self._met[met], len(met) - most)[len(met) - most :]]
+    def nominees(self) -> NDArray[np.int64]:
+        """int64[k], ascending: those that more than a visitor or two met."""
+        nominees: NDArray[np.int64] = (self._met >= LEAST_MET).nonzero()[0]
+        return nominees
 
-    def leading(self, positions: Positions, seeds: Mask) -> list[int | None]:
-        """Of each position, that of the seeds whose visitors met it most; None where those of none did.
-
-        seeds: bool[s], which may lead
-        """
-        s, k = len(self.seeds), len(positions)
-        column = np.full(int(self._stops.max(initial=0)) + 1, k)
-        column[positions[positions < len(column)]] = np.flatnonzero(positions < len(column))
-        rows = np.repeat(np.arange(s), self._visits.visitors * self._visits.stops.shape[1])
-        met = np.bincount(rows * (k + 1) + column[self._stops], minlength=s * (k + 1)).reshape(s, k + 1)[:, :k]
-        shares = met * (self._discounts * seeds)[:, None]
-        leaders, most = self.seeds[shares.argmax(axis=0)].tolist(), shares.max(axis=0).tolist()
-        return [leader if share > 0 else None for leader, share in zip(leaders, most, strict=True)]
+    def leading(self, positions: Positions, seeds: Collection[int]) -> list[int | None]:
+        """Of each position, that of these seeds whose visitors met it most; None where those of none did."""
+        shares = self._shares * np.repeat([seed in seeds for seed in self._seeds], self._sizes)
+        ends = np.cumsum(self._sizes)
+        leaders: list[int | None] = []
+        for position in positions.tolist():
+            entries = (self._items == position).nonzero()[0]
+            leading = entries[shares[entries].argmax()] if len(entries) else 0
+            is_led = len(entries) and shares[leading] > 0
+            leaders.append(self._seeds[int(ends.searchsorted(leading, "right"))] if is_led else None)
+        return leaders
 
 
-_DISCOUNTS = STEP_DISCOUNT ** np.arange(STEPS_BACK)
+_DISCOUNTS = (STEP_DISCOUNT ** np.arange(STEPS_BACK)).astype(np.float32)
 NO_CO_VISITS = np.log(np.float32(_LEAST_SHARE))
 """The co-visit features of what nobody met."""
 

@@ -87,7 +87,7 @@ class ListwiseRanker:
 
     def _nearest_met(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
         """What it learned says nothing of situations unlike any it learned from: they are taken for the nearest."""
-        return np.clip(context, self.met[0], self.met[1])
+        return np.asarray(np.minimum(np.maximum(context, self.met[0]), self.met[1]))
 
     def parts(self) -> dict[str, NDArray[np.float32]]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

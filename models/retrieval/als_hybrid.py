@@ -8,6 +8,7 @@ mappings for cold-start recommendations", 2010). An item's vector is factors ⊕
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -54,9 +55,10 @@ class Confidence(NamedTuple):
 
     def of(self, weights: Scores, signs: NDArray[np.int8]) -> Scores:
         """float32[n], negative for dislikes: |c| stays ≥ 1, below which the system may not be definite."""
-        strength = np.clip(0.5 + 0.5 * np.abs(weights), 0.1, 5.0) if self.graded else np.ones(len(weights))
-        signed = np.where(signs < 0, -0.5 * np.abs(weights), strength)
-        return np.asarray(np.sign(signed) * np.maximum(ALPHA * np.abs(signed), 1.0), np.float32)
+        sizes = np.abs(weights)
+        strength = np.minimum(np.maximum(0.5 + 0.5 * sizes, 0.1), 5.0) if self.graded else np.ones(len(weights))
+        confidence = np.maximum(ALPHA * np.where(signs < 0, 0.5 * sizes, strength), 1.0)
+        return np.asarray(np.where((signs < 0) & (sizes > 0), -confidence, confidence), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,15 +241,22 @@ def fold_in(rows: Scores, confidence: Scores, gramian: NDArray[np.float64]) -> N
 
 def content_profile(rows: Scores, history: History) -> Scores:
     """float32[p] of length 1: liked items attract, disliked ones repel, the latest count most."""
-    recency = 0.5 ** (np.arange(len(history) - 1, -1, -1) / RECENCY)
-    strength = np.where(history.signs == 0, 0.1, np.where(history.signs > 0, 1.0, -0.5))
-    profile = (strength * recency) @ rows
-    length = np.linalg.norm(profile)
-    return np.asarray(profile / length if length > 0 else profile, np.float32)
+    recency = _RECENCIES[LONGEST_HISTORY - len(history) :]
+    strength = _STRENGTHS.take(history.signs, mode="wrap")
+    profile = ((strength * recency).astype(np.float32)) @ rows
+    length = math.sqrt(float(profile @ profile))
+    return np.asarray(profile / np.float32(length) if length > 0 else profile)
+
+
+_RECENCIES = 0.5 ** (np.arange(LONGEST_HISTORY - 1, -1, -1) / RECENCY)
+_STRENGTHS = np.array([0.1, 1.0, -0.5])
+"""By the sign 0, 1, -1."""
 
 
 def known_part(history: History, n_items: int) -> History:
     """The newest entries whose items have a position below `n_items`."""
+    if len(history) <= LONGEST_HISTORY and history.positions.max(initial=-1) < n_items:
+        return history
     which = np.flatnonzero(history.positions < n_items)[-LONGEST_HISTORY:]
     return History(history.positions[which], history.weights[which], history.signs[which], history.timestamps[which])
 

@@ -6,6 +6,7 @@ systems", 2007): the user is the mean of their items' content vectors, an item's
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -21,6 +22,7 @@ from models.retrieval.opinions import FEWEST_LISTED, NOMINEES, highest, nominees
 RECENCY = 2.0
 """Items after which one counts half: what comes next resembles the last item more than taste in general."""
 LONGEST_HISTORY = 20
+_RECENCIES = 0.5 ** (np.arange(LONGEST_HISTORY - 1, -1, -1) / RECENCY)
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,8 @@ class ContentProfile(DenseRecommender):
 
     def _profile(self, history: History) -> Scores:
         latest = self._latest(history)
-        recency = 0.5 ** (np.arange(len(latest) - 1, -1, -1) / RECENCY)
-        profile = recency @ self.rows.take(latest)
-        length = np.linalg.norm(profile)
+        profile = _RECENCIES[LONGEST_HISTORY - len(latest) :] @ self.rows.take(latest)
+        length = math.sqrt(float(profile @ profile))
         return np.asarray(profile / length if length > 0 else profile, np.float32)
 
 

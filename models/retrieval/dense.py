@@ -62,19 +62,17 @@ def best(scores: Scores, query: Query) -> Candidates:
     return Candidates(positions, allowed[positions].astype(np.float32))
 
 
-def best_among(positions: Indices, scores: Scores, allowed: Mask, limit: int) -> Candidates:
-    """The `limit` highest of the scores of these positions, of those that are allowed; ties go to the lower position.
+def best_of(positions: Indices, scores: Scores, allowed: Mask, limit: int) -> NDArray[np.int64]:
+    """Where in `positions` the `limit` best of those that are allowed stand, best first; ties go to the lower position.
 
-    allowed: bool[n_items], as `is_allowed` gives it
+    scores: float32[k], of these positions; allowed: bool[n_items], as `is_allowed` gives it
     """
     found = allowed[positions].nonzero()[0]
     if limit < len(found):
         left = scores[found]
         least = np.partition(left, len(left) - limit)[len(left) - limit] if limit else np.inf
         found = found[left >= least]
-    order = np.lexsort((positions[found], -scores[found]))[:limit]
-    found = found[order]
-    return Candidates(positions[found].astype(np.int32), scores[found])
+    return found[np.lexsort((positions[found], -scores[found]))[:limit]]
 
 
 def is_allowed(query: Query, n: int) -> Mask:

@@ -36,7 +36,7 @@ class ItemRows:
     def take(self, positions: NDArray[np.integer]) -> Scores:
         """float32[k, d]"""
         if len(self.added) == 0:
-            return np.asarray(self.fitted[positions])
+            return np.asarray(self.fitted.take(positions, axis=0))
         rows = np.empty((len(positions), self.fitted.shape[1]), np.float32)
         is_added = positions >= len(self.fitted)
         rows[~is_added] = self.fitted[positions[~is_added]]

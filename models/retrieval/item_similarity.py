@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.contracts import Arrays, History, Indices, Parameters, Parts, Positions, Progress, Query, Reason, Scores
+from models.contracts import (
+    Arrays,
+    History,
+    Indices,
+    Mask,
+    Parameters,
+    Parts,
+    Positions,
+    Progress,
+    Query,
+    Reason,
+    Scores,
+)
 from models.data.dataset import Dataset
 from models.retrieval.dense import DenseRecommender
 from models.retrieval.opinions import NOMINEES, highest
@@ -75,12 +87,17 @@ class ItemSimilarity(DenseRecommender):
         rows, weights = self._met(liked, query.at)
         if len(rows) == 0:
             return [Reason("similar_to_liked")] * len(positions)
-        added = weights[:, None] * self._strengths_towards(rows, positions)
-        seeds = self.items[rows[added.argmax(axis=0)]]
-        return [
-            Reason("similar_to_liked", int(seed) if most > 0 else None)
-            for seed, most in zip(seeds, added.max(axis=0), strict=True)
-        ]
+        neighbours, strengths = self.neighbours[rows], weights[:, None] * self.strengths[rows]
+        return [Reason("similar_to_liked", self._strongest_seed(rows, neighbours == p, strengths)) for p in positions]
+
+    def _strongest_seed(self, rows: NDArray[np.int64], leads: Mask, strengths: Scores) -> int | None:
+        """The item of these rows that adds most, where it adds anything. leads, strengths: [len(rows), t]"""
+        met, columns = leads.nonzero()
+        if not len(met):
+            return None
+        added = strengths[met, columns]
+        most = int(added.argmax())
+        return int(self.items[rows[met[most]]]) if added[most] > 0 else None
 
     def opinion(self, query: Query) -> EaseOpinion | None:
         rows, weights = self._met(query.history, query.at)
@@ -139,16 +156,6 @@ class ItemSimilarity(DenseRecommender):
         counts = (self.items[rows] == history.positions) & (history.signs >= 0)
         which = np.flatnonzero(counts)[-LONGEST_HISTORY:]
         return rows[which], _recency(history.timestamps[which], at, self.half_life)
-
-    def _strengths_towards(self, rows: NDArray[np.int64], positions: Positions) -> Scores:
-        """float32[len(rows), len(positions)]"""
-        column = np.full(self.n_items, -1, np.int32)
-        column[positions] = np.arange(len(positions))
-        columns = column[self.neighbours[rows]]
-        found = columns >= 0
-        towards = np.zeros((len(rows), len(positions)), np.float32)
-        towards[np.nonzero(found)[0], columns[found]] = self.strengths[rows][found]
-        return towards
 
 
 @dataclass(frozen=True, slots=True)

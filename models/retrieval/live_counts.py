@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from models.contracts import (
     Arrays,
     Indices,
+    Leading,
     LiveSignals,
     Parameters,
     Parts,
@@ -72,23 +73,28 @@ class ExpectedCounts:
         return cls(np.linalg.solve(rows.T @ rows + penalty, rows.T @ target).astype(np.float32))
 
 
-class _Moment(NamedTuple):
-    """The shares of all items at one time. at: whole unix seconds; average: float32[h + 1]"""
+class _Moment:
+    """The shares of all items at one time, once they were asked for twice: until then it is quicker to count a few.
 
-    live: LiveSignals | None
-    version: int
-    at: float
-    shares: Scores
-    average: Scores
+    at: whole unix seconds
+    """
+
+    __slots__ = ("at", "is_asked", "live", "shares", "version")
+
+    def __init__(self, live: LiveSignals | None, version: int, at: float) -> None:
+        self.live, self.version, self.at = live, version, at
+        self.is_asked = False
+        self.shares: Scores | None = None
 
 
 class _Kept:
-    """The shares of the last moment asked about: one object, replaced as a whole, so threads may share it."""
+    """What the next question may need again: single objects, replaced as a whole, so threads may share them."""
 
-    __slots__ = ("moment",)
+    __slots__ = ("average", "moment")
 
     def __init__(self) -> None:
         self.moment: _Moment | None = None
+        self.average: tuple[LiveSignals | None, float | None, Scores] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class LiveCounts(DenseRecommender):
 
         As of the second before: within it the shares stay as they are until something happens.
         """
-        return self._now(query).shares
+        return self._shares_at(self._now(query))
 
     def _now(self, query: Query) -> _Moment:
         live, at, version = query.live, 0.0, 0
@@ -133,51 +139,61 @@ class LiveCounts(DenseRecommender):
             at, version = float(np.floor(query.at)), live.version
         moment = self._kept.moment
         if moment is None or moment.live is not live or moment.version != version or moment.at != at:
-            shares = self._log_shares(replace(query, at=at))
-            shares.setflags(write=False)
-            average = shares.sum(axis=1) / max(self.n_items, 1)
-            moment = _Moment(live, version, at, shares, average.astype(np.float32))
-            if self.n_items <= MOST_KEPT:
-                self._kept.moment = moment
+            moment = self._kept.moment = _Moment(live, version, at)
         return moment
 
-    def _log_shares(self, query: Query) -> Scores:
-        counts, totals = self._counted(query)
-        totals = totals + self.expected
-        shares = np.empty((len(counts) + 1, self.n_items), np.float32)
-        background = np.divide(totals, totals.sum(), out=shares[-1])
-        np.add(counts, np.float32(PSEUDO_EVENTS) * background, out=shares[:-1])
-        shares[:-1] /= counts.sum(axis=1, keepdims=True) + np.float32(PSEUDO_EVENTS)
-        return np.log(shares, out=shares)
+    def _shares_at(self, moment: _Moment) -> Scores:
+        if moment.shares is not None:
+            return moment.shares
+        if moment.live is None:
+            counts = _widened(self.as_fitted, self.n_items)
+            masses, total = counts[:-1].sum(axis=1, dtype=np.float64), float(counts[-1].sum(dtype=np.float64))
+            shares = self._log(counts[:-1], counts[-1] + self.expected, masses, total + self._all_expected)
+        else:
+            shares = self._log_shares_now(moment.live, moment.at, np.arange(self.n_items))
+        shares.setflags(write=False)
+        if self.n_items <= MOST_KEPT:
+            moment.shares = shares
+        return shares
 
     def log_shares_of(self, query: Query, positions: Indices) -> Scores:
         """float32[h + 1, k]: what `log_shares` says of these positions, for whom it need not look at all the others."""
-        if query.live is None or self.n_items <= MOST_KEPT:
-            return np.asarray(self._now(query).shares.take(positions, axis=1))
-        counts, totals, masses, total = query.live.counted(positions, query.at, self.n_items)
-        shares = np.empty((len(counts) + 1, len(positions)), np.float32)
-        background = np.add(totals, self.expected[positions], out=shares[-1])
-        background /= np.float32(total + self._all_expected)
+        moment = self._now(query)
+        is_again, moment.is_asked = moment.is_asked, True
+        if query.live is None or (is_again and self.n_items <= MOST_KEPT):
+            return np.asarray(self._shares_at(moment).take(positions, axis=1))
+        return self._log_shares_now(query.live, moment.at, positions)
+
+    def _log_shares_now(self, live: LiveSignals, at: float, positions: Indices) -> Scores:
+        counts, totals, masses, total = live.counted(positions, at, self.n_items)
+        return self._log(counts, totals + self.expected[positions], masses, total + self._all_expected)
+
+    def _log(self, counts: Scores, totals: Scores, masses: NDArray[np.float64], total: float) -> Scores:
+        shares = np.empty((len(counts) + 1, len(totals)), np.float32)
+        background = np.divide(totals, np.float32(total), out=shares[-1])
         np.add(counts, np.float32(PSEUDO_EVENTS) * background, out=shares[:-1])
         shares[:-1] /= (masses + PSEUDO_EVENTS).astype(np.float32)[:, None]
         return np.log(shares, out=shares)
 
     def average_log_shares(self, query: Query) -> Scores:
-        """float32[h + 1]: the mean over all items, or where there are many over some of them."""
-        if query.live is None or self.n_items <= MOST_KEPT:
-            return self._now(query).average
-        return np.asarray(self.log_shares_of(query, self._some_items).mean(axis=1))
+        """float32[h + 1]: the mean over all items, or some where there are many, as of a time in this minute."""
+        minute = None if query.live is None else query.at // 60
+        average = self._kept.average
+        if average is None or average[0] is not query.live or average[1] != minute:
+            mean = self.log_shares_of(query, self._some_items).mean(axis=1)
+            average = self._kept.average = query.live, minute, np.asarray(mean)
+        return average[2]
 
     @cached_property
     def _some_items(self) -> Positions:
         return np.linspace(0, self.n_items - 1, _SOME).astype(np.int32)
 
     @cached_property
-    def leading_as_fitted(self) -> Positions:
-        """int32[k], ascending: the most chosen by each half-life and of all time, as of the fit."""
+    def leading_as_fitted(self) -> Leading:
+        """The most chosen by each half-life and of all time, as of the fit: for who has no live signals."""
         n = self.n_fitted
         best = np.argpartition(self.as_fitted, max(n - MOST_LEADING, 0), axis=1)[:, max(n - MOST_LEADING, 0) :]
-        return np.unique(best).astype(np.int32)
+        return Leading(np.unique(best).astype(np.int32), np.empty(0, np.int32))
 
     @cached_property
     def _all_expected(self) -> float:
@@ -203,11 +219,6 @@ class LiveCounts(DenseRecommender):
         if tuple(parameters["half_lives"]) != HALF_LIVES:
             raise ValueError(f"fitted for half-lives {parameters['half_lives']}, this code counts by {HALF_LIVES}")
         return cls(arrays["as_fitted"], ExpectedCounts(arrays["expect"]), arrays["expected"], parameters["served"])
-
-    def _counted(self, query: Query) -> tuple[Scores, Scores]:
-        if query.live is None:
-            return _widened(self.as_fitted[:-1], self.n_items), _widened(self.as_fitted[-1], self.n_items)
-        return _widened(query.live.counts(query.at), self.n_items), _widened(query.live.totals(), self.n_items)
 
 
 def fit_live_counts(dataset: Dataset, content: Scores, *, progress: Progress) -> LiveCounts:
