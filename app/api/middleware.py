@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from functools import lru_cache
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import telemetry
 from app.api.problems import bug, problem
-from app.errors import TooLarge
+from app.errors import TooLarge, Unavailable
 from app.serving.request_ids import new_request_id
 
 # The search for a metric's label values costs more than counting does.
@@ -53,6 +54,14 @@ class Surroundings:
                 await self._app(scope, self._bounded(receive), send_with_id)
         except _BodyTooLarge:
             await self._refuse(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # By uvicorn, when it was told to stop and has waited for long enough, for a Postgres that hangs, say.
+            if has_begun:
+                raise
+            status = 503
+            stopping = "the service is stopping, the outcome is unknown: retry with the same ids"
+            answer = problem(status, Unavailable.title, stopping, headers={"Retry-After": "1"})
+            await answer(scope, receive, send_with_id)
         except ClientDisconnect:
             status = GONE
         except Exception as error:

@@ -51,3 +51,26 @@ def test_a_failure_after_the_first_byte_cannot_become_another_answer() -> None:
         return sent
 
     assert asyncio.run(ask()) == ["http.response.start"]
+
+
+def test_a_request_that_is_given_up_when_the_service_stops_is_told_to_retry() -> None:
+    async def hangs(_: Scope, __: Receive, ___: Send) -> None:
+        await asyncio.sleep(3600)
+
+    async def ask() -> list[dict]:
+        sent: list[dict] = []
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/events", "headers": []}
+        asked = asyncio.create_task(Surroundings(hangs, max_body_bytes=1024)(scope, None, send))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asked
+        return sent
+
+    start, body = asyncio.run(ask())
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert b"the same ids" in body["body"]
