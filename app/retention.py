@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 
-import psycopg2
 from psycopg2 import errors
 from redis import Redis, RedisError
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from app import telemetry
 from app.erasure import forget_late
 from app.feedback.dirty_marks import ERASURE_LOCK
 from app.live import compaction
 from app.settings import Settings
+from app.storage.database import POSTGRES_ERRORS
 
 PRUNER_LOCK = 7_210_005
 """Advisory lock of the process that prunes."""
@@ -123,7 +123,7 @@ class RetentionKeeper:
             late = forget_late(self._engine, self._cache)
         except _Stopped:
             return
-        except (SQLAlchemyError, psycopg2.Error, RedisError) as error:
+        except (*POSTGRES_ERRORS, RedisError) as error:
             log.warning("not pruned: %s", str(error).strip().partition("\n")[0])
         except Exception:
             # The thread must survive.
@@ -229,5 +229,5 @@ def _alone(engine: Engine) -> Iterator[bool]:
             yield is_ours
         finally:
             if is_ours:
-                with suppress(SQLAlchemyError):
+                with suppress(*POSTGRES_ERRORS):
                     db.execute(text("select pg_advisory_unlock(:lock)"), {"lock": PRUNER_LOCK})

@@ -16,15 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
-import psycopg2
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.live import checkpoint, log
 from app.live.checkpoint import Stored, Unsaved
 from app.live.log import Horizon
 from app.settings import Settings
+from app.storage.database import POSTGRES_ERRORS
 from app.storage.patience import be_patient
 from models.live.state import LiveState
 
@@ -142,7 +141,7 @@ class LiveFollower:
         try:
             self._follow()
             self._keep()
-        except (SQLAlchemyError, psycopg2.Error) as error:
+        except POSTGRES_ERRORS as error:
             telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
             logger.warning("the live signals wait for Postgres: %s", str(error).strip().partition("\n")[0])
             self._disconnect()
@@ -278,7 +277,7 @@ class LiveFollower:
         db, self._db = self._db, None
         self._is_projector = False
         if db is not None:
-            with suppress(SQLAlchemyError, psycopg2.Error):
+            with suppress(*POSTGRES_ERRORS):
                 db.close()
 
 

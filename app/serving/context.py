@@ -11,7 +11,6 @@ from typing import TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.catalog.versions import read as versions_in_postgres
@@ -20,6 +19,7 @@ from app.feedback.cache_version import CacheVersion
 from app.feedback.user_state import UserView
 from app.serving.breaker import Breaker
 from app.settings import Settings
+from app.storage.database import POSTGRES_ERRORS
 from app.storage.redis import VERSIONS_KEY
 from app.storage.redis_multiplexer import RedisMultiplexer, mapping
 
@@ -169,7 +169,7 @@ class ContextReader:
         try:
             async with asyncio.timeout(POSTGRES_SECONDS):
                 answer = await asyncio.shield(loading)
-        except (SQLAlchemyError, TimeoutError) as error:
+        except (*POSTGRES_ERRORS, TimeoutError) as error:
             self._postgres.failed(error, since=since, overdue=loading)
             return None
         self._postgres.answered()

@@ -15,7 +15,6 @@ import redis
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, Engine, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from app import telemetry
 from app.catalog import rules, snapshot, versions
@@ -29,7 +28,7 @@ from app.serving.fallback import release_without_models
 from app.serving.model_host import ModelHost, ServedRelease
 from app.settings import Settings
 from app.storage import keys, tables
-from app.storage.database import database_id
+from app.storage.database import POSTGRES_ERRORS, database_id
 from app.storage.keys import KeyRing
 from app.storage.redis import publish_versions
 from models.contracts import LiveSignals
@@ -133,7 +132,7 @@ class InventoryHost:
         try:
             async with asyncio.timeout(CATCH_UP_SECONDS):
                 await self._catch_up(known)
-        except (SQLAlchemyError, TimeoutError) as error:
+        except (*POSTGRES_ERRORS, TimeoutError) as error:
             self._postgres.failed(error, since=since, overdue=self._catching_up)
             return self._last_for(known)
         if known is not None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
+import psycopg2
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.storage import tables
+
+POSTGRES_ERRORS = (SQLAlchemyError, psycopg2.OperationalError, psycopg2.InterfaceError)
+"""What a failing Postgres is noticed by. SQLAlchemy lets psycopg2's own errors pass where a connection that was
+switched to autocommit is switched back."""
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 

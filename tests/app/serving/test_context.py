@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psycopg2
 import pytest
 import redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from app.catalog import versions
+from app.feedback import user_state
 from app.feedback.cache_version import TRUST_SECONDS, CacheVersion
 from app.feedback.ingest import Ingest
 from app.serving.context import ContextReader, UserContext
@@ -179,6 +182,26 @@ def test_rules_that_a_restart_brings_back_are_looked_up(
     context = read(host.cache_version)
     assert asyncio.run(host.caught_up(context.versions)).versions["rules"] == block["rules"]
     assert read(host.cache_version).versions == {**block, "server": (context.versions or {})["server"]}
+
+
+def test_a_connection_that_breaks_as_it_goes_back_is_no_bug(
+    engine: Engine, cache: redis.Redis, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Switching it back from autocommit is where psycopg2's own error comes out."""
+    load = user_state.load
+
+    def load_and_break(db: Connection, *arguments: Any) -> Any:
+        view = load(db, *arguments)
+        raw = db.connection.dbapi_connection
+        assert raw is not None
+        with suppress(psycopg2.Error):
+            raw.cursor().execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return view
+
+    monkeypatch.setattr(user_state, "load", load_and_break)
+    assert read(known_now(engine)).view is None
+    monkeypatch.undo()
+    assert interactions(read(known_now(engine))) == 0
 
 
 def test_without_redis_past_and_versions_are_those_of_postgres(
