@@ -18,7 +18,6 @@ import redis.asyncio
 from anyio.to_thread import current_default_thread_limiter
 from redis.exceptions import RedisError
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 
 from app import telemetry
@@ -36,7 +35,7 @@ from app.serving.pages import PageStore
 from app.serving.pipeline import Pipeline
 from app.settings import Settings
 from app.storage import redis as redis_storage
-from app.storage.database import open_engine
+from app.storage.database import POSTGRES_ERRORS, open_engine
 from app.storage.keys import KeyRing
 from app.storage.patience import patient_for
 
@@ -106,7 +105,7 @@ class Resources:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await asyncio.shield(self._asked_postgres())
-        except (SQLAlchemyError, TimeoutError) as error:
+        except (*POSTGRES_ERRORS, TimeoutError) as error:
             missing["postgres"] = _first_line(error)
         try:
             await redis_storage.ping(self.cache)
@@ -237,7 +236,7 @@ class _refreshed:  # noqa: N801 - a context manager, named like one
         while not self._stop.wait(self._seconds):
             try:
                 self._inventories.refresh()
-            except SQLAlchemyError as error:
+            except POSTGRES_ERRORS as error:
                 telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
                 log.warning("not refreshed: %s", _first_line(error))
             except Exception:
