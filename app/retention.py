@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 
@@ -28,11 +28,13 @@ from app.feedback.dirty_marks import ERASURE_LOCK
 from app.live import compaction
 from app.settings import Settings
 from app.storage.database import POSTGRES_ERRORS
+from app.storage.patience import be_patient
 
 PRUNER_LOCK = 7_210_005
 """Advisory lock of the process that prunes."""
 ROWS_PER_BATCH = 2_000
-USERS_PER_BATCH = 200
+STEP_TIMEOUT = "5min"
+"""Of statements that read a user's whole past, or who did something on a day."""
 FIRST_SECONDS = 60.0
 """A process that starts waits up to so long before its first round, so that it is not in the way."""
 PATIENCE = "50ms"
@@ -150,7 +152,8 @@ def _delete(engine: Engine, table: str, floor: datetime, pause: Pause) -> int:
     gone = 0
     while True:
         started = time.monotonic()
-        with _batch(engine) as db:
+        with engine.begin() as db:
+            _hold_off_erasures(db)
             rows = db.exec_driver_sql(DELETE[table], {"floor": floor, "rows": ROWS_PER_BATCH}).rowcount
         gone += rows
         if rows < ROWS_PER_BATCH:
@@ -161,23 +164,37 @@ def _delete(engine: Engine, table: str, floor: datetime, pause: Pause) -> int:
 def _thin_out(engine: Engine, settings: Settings, floor: datetime, pause: Pause) -> int:
     if not _moved(engine, "events", floor):
         return 0
-    with engine.begin() as db:
-        db.execute(text("set local statement_timeout = 0"))
-        statement = "SELECT pruned_to FROM retention_floors WHERE what = 'events'"
-        since: datetime | None = db.exec_driver_sql(statement).scalar_one()
-        if since == floor or not compaction.is_counted(db, floor):
-            return 0
-        users = compaction.users_between(db, since, floor)
     gone = 0
-    for first in range(0, len(users), USERS_PER_BATCH):
-        started = time.monotonic()
-        with _batch(engine) as db:
-            some = users[first : first + USERS_PER_BATCH]
-            gone += compaction.compact(db, settings.feedback_weights, some, floor)
-        pause(time.monotonic() - started)
-    with engine.begin() as db:
-        db.exec_driver_sql(_DONE, {"floor": floor})
+    with _patient(engine) as db:
+        with db.begin():
+            statement = "SELECT pruned_to FROM retention_floors WHERE what = 'events'"
+            since: datetime | None = db.exec_driver_sql(statement).scalar_one()
+            if since == floor or not compaction.is_counted(db, floor):
+                return 0
+            users = compaction.users_between(db, since, floor)
+        for some in _batches(users):
+            started = time.monotonic()
+            with db.begin():
+                _hold_off_erasures(db)
+                gone += compaction.compact(db, settings.feedback_weights, some, floor)
+            pause(time.monotonic() - started)
+        with db.begin():
+            db.exec_driver_sql(_DONE, {"floor": floor})
     return gone
+
+
+def _batches(users: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Users whose events make a batch together, or one by one where they did more."""
+    batch: list[int] = []
+    rows = 0
+    for user, events in users:
+        if batch and rows + events > ROWS_PER_BATCH:
+            yield batch
+            batch, rows = [], 0
+        batch.append(user)
+        rows += events
+    if batch:
+        yield batch
 
 
 def _midnight(engine: Engine, days: int) -> datetime:
@@ -212,11 +229,19 @@ def _moved(engine: Engine, what: str, floor: datetime) -> bool:
     return False
 
 
+def _hold_off_erasures(db: Connection) -> None:
+    """Until the transaction ends: an erasure beside it and it would wait for each other's rows."""
+    db.execute(text("select pg_advisory_xact_lock_shared(:lock)"), {"lock": ERASURE_LOCK})
+
+
 @contextmanager
-def _batch(engine: Engine) -> Iterator[Connection]:
-    """A transaction beside which nobody is erased: the two would wait for each other's rows."""
-    with engine.begin() as db:
-        db.execute(text("select pg_advisory_xact_lock_shared(:lock)"), {"lock": ERASURE_LOCK})
+def _patient(engine: Engine) -> Iterator[Connection]:
+    """A connection of its own that is not subject to the limits of requests."""
+    with engine.connect() as db:
+        db.detach()
+        be_patient(db)
+        with db.begin():
+            db.execute(text(f"set statement_timeout = '{STEP_TIMEOUT}'"))
         yield db
 
 

@@ -50,9 +50,9 @@ _UNCOUNTED = """
 """
 # The condition on the bare timestamp follows from the one on the earlier of the two, and has an index.
 _USERS = """
-    SELECT DISTINCT user_row FROM interactions
+    SELECT user_row, count(*) FROM interactions
     WHERE "timestamp" >= coalesce(%(since)s::timestamptz, '-infinity') AND least("timestamp", received_at) < %(floor)s
-    ORDER BY user_row
+    GROUP BY user_row ORDER BY user_row
 """
 
 
@@ -65,9 +65,9 @@ def is_counted(db: Connection, floor: datetime) -> bool:
     return not db.exec_driver_sql(_UNCOUNTED, parameters).scalar_one()
 
 
-def users_between(db: Connection, since: datetime | None, floor: datetime) -> list[int]:
-    """Rows of the users who did something from `since` to before the floor, ascending."""
-    return list(db.exec_driver_sql(_USERS, {"since": since, "floor": floor}).scalars())
+def users_between(db: Connection, since: datetime | None, floor: datetime) -> list[tuple[int, int]]:
+    """Rows of the users who did something from `since` to before the floor, ascending, and how much that was."""
+    return [(user, events) for user, events in db.exec_driver_sql(_USERS, {"since": since, "floor": floor})]
 
 
 def compact(db: Connection, weights: Mapping[str, float], users: Sequence[int], floor: datetime) -> int:

@@ -239,7 +239,7 @@ def test_a_process_that_slept_while_events_came_and_went_counts_them_all(
         old = [Event(f"e{n}", "ann", "a", "click", None, NOW - timedelta(days=80 + n)) for n in range(5)]
         ingest.submit_blocking(old)
         stored(engine, follower)
-        assert (prune(engine, settings) or {})["interactions"] == 4
+        assert (prune(engine, settings) or Counter[str]())["interactions"] == 4
         assert not sleeper.state.totals().any()
         with sleeper._wake:
             sleeper._refresh_seconds = 0.05
@@ -286,7 +286,7 @@ def test_a_writer_that_does_not_end_is_not_waited_for(
 def test_writers_and_erasures_go_on_beside_it(
     engine: Engine, ingest: Ingest, follower: LiveFollower, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "USERS_PER_BATCH", 1)
+    monkeypatch.setattr(retention, "ROWS_PER_BATCH", 1)
     ingest.submit_blocking(a_past(3, users=BUSY, days=200, per_user=60))
     stored(engine, follower)
     over = threading.Event()
@@ -307,7 +307,7 @@ def test_writers_and_erasures_go_on_beside_it(
 
     try:
         # A first round may find old events that the live signals have not stored yet.
-        until(lambda: (prune(engine, settings, pause=between) or {}).get("interactions", 0) > 100)
+        until(lambda: (prune(engine, settings, pause=between) or Counter[str]())["interactions"] > 100)
     finally:
         over.set()
         writer.join()
