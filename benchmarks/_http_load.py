@@ -86,7 +86,7 @@ def ask(url: str, requests: Iterable[bytes]) -> list[bytes]:
     """The bodies of the answers, one after the other on one connection."""
 
     async def all_of_them() -> list[bytes]:
-        connection = await _connected(url)
+        connection = await connected(url)
         bodies = [await connection.answer(request) for request in requests]
         connection.close()
         return bodies
@@ -94,7 +94,7 @@ def ask(url: str, requests: Iterable[bytes]) -> list[bytes]:
     return uvloop.run(all_of_them())
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One request at a time, and the body of its answer."""
 
     _transport: asyncio.Transport
@@ -137,14 +137,14 @@ class _Connection(asyncio.Protocol):
             self._answered.set_exception(exc or ConnectionError("the server closed the connection"))
 
 
-async def _connected(url: str) -> _Connection:
+async def connected(url: str) -> Connection:
     parts, loop = urlsplit(url), asyncio.get_running_loop()
-    _, connection = await loop.create_connection(_Connection, parts.hostname or "", parts.port or 80)
+    _, connection = await loop.create_connection(Connection, parts.hostname or "", parts.port or 80)
     return connection
 
 
 async def _one_connection(url: str, requests: Iterator[bytes], stop: float) -> list[float]:
-    connection, waits_ms = await _connected(url), []
+    connection, waits_ms = await connected(url), []
     while (sent := time.perf_counter()) < stop:
         await connection.answer(next(requests))
         waits_ms.append((time.perf_counter() - sent) * 1_000)
@@ -155,7 +155,7 @@ async def _one_connection(url: str, requests: Iterator[bytes], stop: float) -> l
 async def _trickle(url: str, requests: Iterator[bytes], per_second: float, stop: float) -> None:
     if per_second <= 0:
         return
-    connection = await _connected(url)
+    connection = await connected(url)
     started = time.perf_counter()
     for n, request in enumerate(requests):
         due = started + n / per_second
