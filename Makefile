@@ -13,7 +13,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test lint types contract pytest format bench leaderboard replay clean
+.PHONY: help demo install test lint types contract pytest format bench soak leaderboard replay clean
 
 help: ## list the targets
 	@echo "make demo         the service on real data at http://127.0.0.1:8000 (LIGHT=1: without torch; ARGS=\"--port 8001\")"
@@ -48,11 +48,15 @@ format: install ## put every file into the one format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: install ## run every benchmark (minutes)
+bench: install ## run every benchmark but the soak (minutes)
 	@for file in benchmarks/[a-z]*.py; do \
+		test "$$file" != benchmarks/soak.py || continue; \
 		test -e "$$file" || { echo "There is no benchmark yet."; exit 0; }; \
 		echo "── $$file"; $(BIN)/python -m benchmarks.$$(basename "$$file" .py) || exit 1; \
 	done
+
+soak: install ## full load for half an hour: does memory stay flat? (ARGS="--minutes 5")
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 leaderboard: install ## measure every recommender into docs/leaderboard.md
 	@$(BIN)/segue evaluate --seeds 3 --markdown docs/leaderboard.md

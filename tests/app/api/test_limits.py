@@ -200,6 +200,11 @@ class TestDeepJson:
     def test_events_nested_without_end_are_422(self, lasting_client: TestClient, body: str) -> None:
         assert self.posted(lasting_client, "POST", "/events", body).status_code == 422
 
+    @pytest.mark.parametrize(("method", "path"), [("POST", "/admin/train"), ("PUT", "/admin/blocks/x")])
+    def test_so_are_orders_of_an_administrator(self, lasting_client: TestClient, method: str, path: str) -> None:
+        assert self.posted(lasting_client, method, path, "[" * DEEP).status_code in {400, 422}
+        assert self.posted(lasting_client, method, path, '{"reason": ' * DEEP).status_code in {400, 422}
+
     @pytest.mark.parametrize("nesting", ["[", '{"a":'])
     def test_so_are_attributes(self, lasting_client: TestClient, nesting: str) -> None:
         closing = "]" if nesting == "[" else "}"
