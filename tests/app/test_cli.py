@@ -48,6 +48,11 @@ def test_a_key_is_made_listed_and_revoked(environment: dict[str, str]) -> None:
     listed = segue(environment, "keys", "list").stdout
     assert "front-end" in listed
     assert key not in listed
+    rotated = segue(environment, "keys", "rotate", "front-end", "--grace-hours", "2")
+    assert rotated.stdout.strip() not in ("", key)
+    assert "1 replaced" in rotated.stderr
+    listed = segue(environment, "keys", "list").stdout
+    assert (listed.count("front-end"), "2.0 h" in listed, "always" in listed) == (2, True, True)
     assert segue(environment, "keys", "revoke", "front-end").returncode == 0
     assert "front-end" not in segue(environment, "keys", "list").stdout
     assert segue(environment, "keys", "revoke", "front-end").returncode == 1
@@ -88,6 +93,27 @@ def test_a_log_of_posts_is_imported_and_shifted_once(
     assert "nothing to do" in f"{again.stdout} {again.stderr}"
     with engine.connect() as db:
         assert db.execute(text("select now() - max(timestamp) < interval '5 min' from interactions")).scalar_one()
+
+
+def test_what_is_old_is_pruned_and_a_restored_database_has_new_epochs(
+    environment: dict[str, str], engine: Engine
+) -> None:
+    page = """
+        insert into impressions (request_id, shown_at, user_id, surface, route, recommender, first_position, item_rows,
+            sources, scores, promoted)
+        values (:id, now() - make_interval(days => :days), 'ann', 'feed', 'few', 'blend', 1, '{}', '{}', '{}', '{}')
+    """
+    with engine.begin() as db:
+        for days in (20, 40, 60):
+            db.execute(text(page), {"id": f"r{days}", "days": days})
+        epochs = set(db.execute(text("select epoch from versions")).scalars())
+    said = segue({**environment, "SEGUE_IMPRESSIONS_DAYS": "30"}, "prune").stderr
+    assert "impressions: 2 rows" in said
+    assert "on_screen: 0 rows" in said
+    assert segue(environment, "restored").returncode == 0
+    with engine.connect() as db:
+        assert db.execute(text("select request_id from impressions")).scalars().all() == ["r20"]
+        assert not epochs & set(db.execute(text("select epoch from versions")).scalars())
 
 
 def test_a_release_that_is_not_there_is_refused(environment: dict[str, str]) -> None:

@@ -286,7 +286,7 @@ def test_a_writer_that_does_not_end_is_not_waited_for(
 def test_writers_and_erasures_go_on_beside_it(
     engine: Engine, ingest: Ingest, follower: LiveFollower, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "ROWS_PER_BATCH", 1)
+    monkeypatch.setattr(retention, "EVENTS_PER_BATCH", 1)
     ingest.submit_blocking(a_past(3, users=BUSY, days=200, per_user=60))
     stored(engine, follower)
     over = threading.Event()
