@@ -54,18 +54,19 @@ def restore(
     from app.storage.embedded import EmbeddedServersError, backup, embedded_servers
 
     settings = _embedded_settings("your own tools, then `segue restored`")
-    known = _read(erasures) if erasures is not None else []
+    known = None if erasures is None else _read(erasures)
     try:
         manifest = backup.verify(folder)
         backup.refuse_in_use(settings.data_dir, replace=replace)
-        known += _erased_in(settings.data_dir, manifest.database_id)
+        replaced = _erased_in(settings.data_dir, manifest.database_id)
+        known = known if replaced is None else [*(known or ()), *replaced]
         with backup.unpacked(folder, settings.data_dir) as aside:
             with embedded_servers(aside) as servers:
-                erased = _begin_new_life(servers.database_url, servers.redis_url, manifest, known)
+                erased = _begin_new_life(servers.database_url, servers.redis_url, manifest, known or [])
             put_aside = backup.put_in_place(aside, settings.data_dir)
     except EmbeddedServersError as error:
         raise SegueError(str(error)) from error
-    _say_what_was_restored(settings, manifest, put_aside, erased if known else None)
+    _say_what_was_restored(settings, manifest, put_aside, None if known is None else erased)
 
 
 def restored() -> None:
@@ -166,24 +167,24 @@ def _erase_again(engine: Engine, settings: Settings, known: list[Tombstone]) -> 
         cache.close()
 
 
-def _erased_in(data_dir: Path, database_id: str) -> list[Tombstone]:
-    """Who was erased in what is to be replaced, if that is a later state of the same database, and can be read."""
+def _erased_in(data_dir: Path, database_id: str) -> list[Tombstone] | None:
+    """Who was erased in what is to be replaced; None unless it is a later state of the same database, and readable."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from app.erasure import tombstones
     from app.storage.embedded import EmbeddedServersError, backup, embedded_servers
 
     if not backup.holds_database(data_dir):
-        return []
+        return None
     try:
         with embedded_servers(data_dir) as servers:
             if _database_id(servers.database_url) != database_id:
-                return []
+                return None
             with _engine(servers.database_url) as engine, engine.connect() as db:
                 return tombstones(db)
     except (EmbeddedServersError, SegueError, SQLAlchemyError) as error:
         console.print(f"who was erased in what is replaced can't be read: {error}", highlight=False, markup=False)
-        return []
+        return None
 
 
 def _read(file: Path) -> list[Tombstone]:
