@@ -111,6 +111,9 @@ class Resources:
             await redis_storage.ping(self.cache)
         except (RedisError, OSError) as error:
             missing["redis"] = _first_line(error)
+        else:
+            if self.pages.refused is not None:
+                missing["redis"] = f"it takes nothing: {self.pages.refused}"
         if self.inventories.models.failure:
             missing["release"] = self.inventories.models.failure
         elif self.inventories.current.release.release_id is None:

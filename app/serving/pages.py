@@ -89,7 +89,8 @@ class PageStore:
         """Keys in Redis, by cursor; what belongs there is among the recent ones."""
         self._flushing: asyncio.Task[None] | None = None
         self._is_closing = False
-        self._is_refused = False
+        self.refused: str | None = None
+        """Why Redis takes no slates though it answers; None while it does."""
 
     @property
     def unwritten(self) -> int:
@@ -189,21 +190,18 @@ class PageStore:
             # It is full, say. What it has can be read all the same.
             telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
             self._breaker.answered()
-            self._log_refusal(error)
+            if self.refused is None:
+                log.warning("Redis takes no slates: %s", error)
+            self.refused = str(error)
             return False
         except (RedisError, OSError) as error:
             self._breaker.failed(error, since=since)
             return False
         self._breaker.answered()
-        self._is_refused = False
+        self.refused = None
         for cursor in batch:
             self._unwritten.pop(cursor, None)
         return True
-
-    def _log_refusal(self, error: ResponseError) -> None:
-        if not self._is_refused:
-            log.warning("Redis takes no slates: %s", error)
-        self._is_refused = True
 
 
 def _key(cursor: str, owner: str) -> str:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import redis
 
 from tests.service.conftest import Service, Stores, await_ready, free_port, running
 from tests.service.outages import How, Island, Server, island, metric, until, up
@@ -116,6 +117,21 @@ def test_without_redis_pages_follow_where_they_are_known_and_everywhere_once_it_
     until(lambda: page(whole.b, meanwhile["next_cursor"]).status_code == 200)
     assert ids(page(whole.b, meanwhile["next_cursor"]).json()) == expected
     assert ids(page(whole.b, before["next_cursor"]).json()) == ids(followed)
+
+
+def test_a_redis_that_is_full_is_said_and_pasts_stay_exact(whole: Island, fan: str) -> None:
+    item = ids(recommend(whole.a, fan))[0]
+    with redis.Redis.from_url(whole.environment["REDIS_URL"]) as cache:
+        cache.config_set("maxmemory", 1)
+        try:
+            send(whole.a, like(fan, item))
+            for service in (whole.b, whole.a):
+                assert item not in ids(recommend(service, fan, limit=400))
+            until(lambda: recommend(whole.a, fan)["route"] == "established" and up(whole.a, "redis") == 0)
+            assert "memory" in whole.a.client.get("/readyz").json()["degraded"]["redis"]
+        finally:
+            cache.config_set("maxmemory", 0)
+    assert item not in ids(recommend(whole.b, fan, limit=400))
 
 
 @pytest.mark.parametrize("how", HOWS)
