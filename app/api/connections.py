@@ -56,6 +56,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._unread_since: float | None = None
         self._unread_bytes = 0
         self._answering: RequestResponseCycle | None = None
+        self._is_leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -78,12 +79,14 @@ class PatientProtocol(HttpToolsProtocol):
         telemetry.QUEUED.labels("connections").set(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
+        if self._is_leaving:
+            return
         if self._body_since is None:
             if self._head_since is None:
                 self._head_since = self.loop.time()
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_since is not None and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+        if self._head_since is not None and self._head_bytes > HEAD_BYTES and not self._is_leaving:
             self._refuse("head")
             self._answer(431, f"the request line and headers are longer than {HEAD_BYTES} bytes")
 
@@ -159,7 +162,21 @@ class PatientProtocol(HttpToolsProtocol):
             f"x-request-id: {new_request_id()}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Closes once the client has. For a moment what it still sends is taken in and dropped: closing at once would make
+        its system throw the answer away."""
+        self._is_leaving = True
+        for cycle in (self.cycle, self._answering):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._next_look = self.loop.call_later(self._look_seconds, self.transport.abort)
 
 
 class _TooMany:
