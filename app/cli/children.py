@@ -3,47 +3,83 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from socket import socket
 
-from uvicorn.config import STARTUP_FAILURE
+from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from app.orphans import ending_with, serving_parent
+
 log = logging.getLogger(__name__)
 
+START_SECONDS = 60.0
+"""So long a worker may say nothing at all while it starts."""
+GLANCE_SECONDS = 0.2
 AGAIN_SECONDS = 2.0
 JOBS_AGAIN_SECONDS = 5.0
 """Between two starts of what can't start now: each costs a second of CPU."""
+
+
+class Worker(Process):
+    """uvicorn's, with two things that matter while it starts. It ends with its parent, for it has the port already. And
+    it isn't taken for hung when it doesn't answer its parent within seconds: on a busy machine its imports take longer,
+    and if it were killed for that, so would be the next one."""
+
+    def __init__(self, config: Config, sockets: list[socket]) -> None:
+        super().__init__(config, sockets)
+        self.has_started = False
+        self._hung_at = time.monotonic() + START_SECONDS
+
+    def target(self, sockets: list[socket] | None = None) -> None:
+        with ending_with(serving_parent(), lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            super().target(sockets)
+
+    def is_alive(self, timeout: float = 5) -> bool:
+        self._forget_late_answers()
+        if self.has_started or not self.process.is_alive():
+            return super().is_alive(timeout)
+        self.has_started = self.is_ready(GLANCE_SECONDS)
+        return self.has_started or self.ping(GLANCE_SECONDS) or time.monotonic() < self._hung_at
+
+    def _forget_late_answers(self) -> None:
+        """Else one that hangs would seem to answer, with what it said to earlier questions."""
+        with suppress(OSError, EOFError):
+            while self.parent_conn.poll(0):
+                self.parent_conn.recv()
 
 
 class Workers(Multiprocess):
     """uvicorn's parent of several workers, but for one thing: uvicorn ends all of them when one can't start. Here that
     holds only until the first has served. Later it may be that Postgres is away, and the others answer well."""
 
+    processes: list[Worker]  # type: ignore[assignment]
     _has_served = False
     _start_again_at = 0.0
 
+    def init_processes(self) -> None:
+        self.processes = [self._started() for _ in range(self.processes_num)]
+
     def keep_subprocess_alive(self) -> None:
+        if not self._has_served:
+            self._has_served = any(worker.is_alive() and worker.has_started for worker in self.processes)
         for index, worker in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
             if not worker.is_alive(self.config.timeout_worker_healthcheck):
                 self._replace(index, worker)
-        self._notice_who_serves()
 
-    def _notice_who_serves(self) -> None:
-        if not self._has_served:
-            self._has_served = any(worker.process.is_alive() and worker.is_ready() for worker in self.processes)
-
-    def _replace(self, index: int, dead: Process) -> None:
+    def _replace(self, index: int, dead: Worker) -> None:
         dead.kill()  # it may be hung
         dead.join()
         if dead.exitcode == STARTUP_FAILURE:
-            self._notice_who_serves()
             if not self._has_served:
                 log.error("a worker can't start; stopping")
                 self.should_exit.set()
@@ -52,8 +88,12 @@ class Workers(Multiprocess):
                 return
             self._start_again_at = time.monotonic() + AGAIN_SECONDS
         log.warning("worker %s died (exit code %s): starting another", dead.pid, dead.exitcode)
-        self.processes[index] = Process(self.config, self.sockets)
-        self.processes[index].start()
+        self.processes[index] = self._started()
+
+    def _started(self) -> Worker:
+        worker = Worker(self.config, self.sockets)
+        worker.start()
+        return worker
 
 
 class JobWorker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from uvicorn import Config
 
+from app.cli.children import Worker
 from app.storage.embedded import running_pids
 from tests.steadfast.calls import call
 from tests.steadfast.services import SERVERS, Service, is_living
@@ -53,6 +56,29 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
     awaited(lambda: service.is_complete and set(running_pids(data_dir)) == SERVERS, "it is not complete again")
     awaited(lambda: service.children("app.cli worker") not in ([], [jobs]), "there is no worker for jobs")
     awaited(lambda: takes_events(service), "it takes no events")
+
+
+def test_a_worker_that_is_silent_while_it_starts_is_not_hung_and_one_that_has_started_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        worker = Worker(
+            Config("tests.steadfast.test_supervision:nothing", lifespan="off", log_level="error"), [listening]
+        )
+        worker.start()
+        process = psutil.Process(worker.pid)
+        try:
+            process.suspend()
+            assert worker.is_alive(timeout=0.1)
+            process.resume()
+            awaited(lambda: worker.is_alive() and worker.has_started, "it does not start")
+            process.suspend()
+            awaited(lambda: not worker.is_alive(timeout=0.1), "nobody notices that it hangs")
+        finally:
+            worker.kill()
+            worker.join()
+
+
+async def nothing(*_: object) -> None:
+    """An application for which nobody asks."""
 
 
 def started_since(service: Service, *before: psutil.Process) -> list[psutil.Process]:
