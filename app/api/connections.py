@@ -165,8 +165,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._leave()
 
     def _leave(self) -> None:
-        """Closes once the client has. For a moment what it still sends is taken in and dropped: closing at once would make
-        its system throw the answer away."""
+        """Closes once the client has. For a moment what it still sends is taken in and dropped: closing at once would
+        make its system throw the answer away."""
         self._is_leaving = True
         for cycle in (self.cycle, self._answering):
             if cycle is not None:

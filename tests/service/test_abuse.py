@@ -110,8 +110,8 @@ class TestSlowClients:
         assert httpx.get(f"{service.url}/users/slow", headers={"X-API-Key": KEYS["read"]}).status_code == 404
 
     def test_a_client_that_reads_no_answer_is_cut_off(self, service: Service) -> None:
+        """It may leave its system's buffers full, and one of ours for as long as that takes at the slowest rate."""
         request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-        """It may leave its system's buffers full, and a buffer of ours, for as long as that takes at the slowest rate."""
         with connected(service) as connection:
             connection.settimeout(CLIENT_SECONDS)
             deadline = time.monotonic() + PATIENCE_SECONDS
