@@ -24,7 +24,7 @@ from app.live.checkpoint import Stored, Unsaved
 from app.live.log import Horizon
 from app.settings import Settings
 from app.storage.database import POSTGRES_ERRORS
-from app.storage.patience import be_patient
+from app.storage.patience import be_patient, cut_off
 from models.live.state import LiveState
 
 PROJECTOR_LOCK = 7_210_004
@@ -124,7 +124,12 @@ class LiveFollower:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join(self._drain_seconds)
+        self._thread.join(self._drain_seconds / 2)
+        if self._thread.is_alive() and (db := self._db) is not None:
+            # Postgres hangs, or the last checkpoint takes too long: it can be done without.
+            with suppress(*POSTGRES_ERRORS):
+                cut_off(db)
+            self._thread.join(self._drain_seconds / 2)
 
     def _run(self) -> None:
         while not self._closing:

@@ -111,10 +111,20 @@ def be_patient(db: Connection) -> None:
         connection.is_patient = True
 
 
+def cut_off(db: Connection) -> None:
+    """Ends the waiting of another thread on this connection, which is of no use any more."""
+    connection = db.connection.dbapi_connection
+    if isinstance(connection, WatchedConnection):
+        _cut_off(connection)
+
+
 def _cut_off_if_silent(connection: WatchedConnection, seconds: float) -> None:
     since = connection.waits_since
-    if since is None or connection.is_patient or time.monotonic() - since < seconds:
-        return
+    if since is not None and not connection.is_patient and time.monotonic() - since >= seconds:
+        _cut_off(connection)
+
+
+def _cut_off(connection: WatchedConnection) -> None:
     # Not `close`, which waits for the lock that the waiting thread holds. That thread hears that the server has gone.
     with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as its_socket:
         its_socket.shutdown(socket.SHUT_RDWR)

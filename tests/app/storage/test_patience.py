@@ -1,5 +1,6 @@
 """A server that hangs is not waited for for ever. The hanging itself is tested in tests/service."""
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from app.storage.database import open_engine
-from app.storage.patience import WatchedConnection, be_patient, patient_for
+from app.storage.patience import WatchedConnection, be_patient, cut_off, patient_for
 
 LIMIT = 1.0
 
@@ -57,3 +58,12 @@ def test_what_goes_wrong_leaves_nothing_waiting(engine: Engine) -> None:
         connection = db.connection.dbapi_connection
         assert isinstance(connection, WatchedConnection)
         assert connection.waits_since is None
+
+
+def test_another_thread_can_end_the_waiting(engine: Engine) -> None:
+    db = engine.connect()
+    be_patient(db)
+    threading.Timer(0.3, cut_off, [db]).start()
+    with pytest.raises(OperationalError):
+        db.execute(text("select pg_sleep(60)"))
+    db.close()
