@@ -23,7 +23,8 @@ VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "base", "
 ENVIRONMENT_READERS = {
     "app/settings.py": "the one reader of settings",
     "app/cli/replay.py": "starts a service with the surroundings and keys of its own",
-    "app/cli/serving.py": "tells its workers whom not to outlive and where prometheus_client's files are",
+    "app/cli/serving.py": "tells its workers whom not to outlive",
+    "app/cli/metrics_files.py": "tells the workers where prometheus_client's files are",
     "app/cli/surroundings.py": "tells child processes where the servers are that it started",
     "app/orphans.py": "a worker learns from its parent's environment whom to outlive",
     "app/api/operations.py": "the variable is prometheus_client's own protocol between processes",

@@ -16,6 +16,7 @@ from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from app.cli.metrics_files import forget
 from app.orphans import ending_with, serving_parent
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Workers(Multiprocess):
                 return
             self._start_again_at = time.monotonic() + AGAIN_SECONDS
         log.warning("worker %s died (exit code %s): starting another", dead.pid, dead.exitcode)
+        forget(dead.pid)
         self.processes[index] = self._started()
 
     def _started(self) -> Worker:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -146,6 +145,7 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
 
     from app.api.connections import ConnectionLimits, PatientProtocol
     from app.cli.children import JobWorker, Workers
+    from app.cli.metrics_files import metrics_folder
 
     parent = serving_parent()
     os.environ["SEGUE_PARENT_PID"] = str(os.getpid())
@@ -153,10 +153,8 @@ def _serve(settings: Settings, *, host: str, port: int, workers: int, worker: bo
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         stack.enter_context(ending_with(parent, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-        if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            # Each scrape is answered by one worker, for all of them: they count into files here.
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="segue-metrics-"))
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        if workers > 1:
+            stack.enter_context(metrics_folder())
         if worker:
             stack.callback(JobWorker().end)
         config = uvicorn.Config(

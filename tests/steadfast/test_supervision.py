@@ -40,6 +40,8 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
 ) -> None:
     supervisor, postgres = (psutil.Process(running_pids(data_dir)[name]) for name in ("supervisor", "postgres"))
     killed, survivor = service.workers()
+    folder = Path(killed.environ()["PROMETHEUS_MULTIPROC_DIR"])
+    assert list(folder.glob(f"gauge_live*_{killed.pid}.db"))
     (jobs,) = service.children("app.cli worker")
 
     supervisor.suspend()  # else Postgres would be back at once
@@ -54,6 +56,8 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
         supervisor.resume()
 
     awaited(lambda: service.is_complete and set(running_pids(data_dir)) == SERVERS, "it is not complete again")
+    assert list(folder.glob("*.db")), "nobody counts"
+    assert not list(folder.glob(f"gauge_live*_{killed.pid}.db")), "the dead worker's queues are counted"
     awaited(lambda: service.children("app.cli worker") not in ([], [jobs]), "there is no worker for jobs")
     awaited(lambda: takes_events(service), "it takes no events")
 
