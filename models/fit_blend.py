@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.contracts import Progress, Query, Recommender, Scores
 from models.data.dataset import Dataset
+from models.data.gains import CUT_OFF, gains_at
 from models.data.splits import Split, split_at
 from models.live.counters import HALF_LIVES
 from models.live.stream import Choice, choices_of
@@ -34,7 +35,6 @@ DEFAULT_WEIGHT = 0.3
 _PER_FEATURE = 60
 _SAMPLE = 500
 """Users whose scores say what is usual of an item."""
-_CUT_OFF = 10
 _RECALL_AT = (50, 200)
 
 
@@ -170,14 +170,14 @@ def _figures(blend: Blend, lessons: Sequence[_Lesson]) -> dict[str, Any]:
     effects, found = [], []
     for lesson in lessons:
         scores = blend.ranker.scores(lesson.features, lesson.context)
-        found.append(int((scores[1:] >= scores[0]).sum()) if lesson.is_found else _CUT_OFF)
+        found.append(int((scores[1:] >= scores[0]).sum()) if lesson.is_found else CUT_OFF)
         effects.append(blend.ranker.effects(lesson.features, lesson.context).mean(axis=1))
     spread = np.moveaxis(choices.features, 1, 2)[choices.offered].std(axis=0)
     ranks = np.stack([lesson.ranks for lesson in lessons])
     return {
         "held_out": len(lessons),
-        "ndcg": _ndcg(np.array(found)),
-        "live_counts_ndcg": _ndcg(ranks[:, blend.live_counts.served]),
+        "ndcg": float(gains_at(np.array(found)).mean()),
+        "live_counts_ndcg": float(gains_at(ranks[:, blend.live_counts.served]).mean()),
         "weights": dict(zip(names, (np.mean(effects, axis=0) * spread).astype(float).round(4).tolist(), strict=True)),
         "recall": {
             f"@{depth}": dict(zip(names, (ranks < depth).mean(axis=0).round(4).tolist(), strict=True))
@@ -185,11 +185,6 @@ def _figures(blend: Blend, lessons: Sequence[_Lesson]) -> dict[str, Any]:
             for depth in _RECALL_AT
         },
     }
-
-
-def _ndcg(ranks: NDArray[np.int64]) -> float:
-    gains = np.where(ranks < _CUT_OFF, 1 / np.log2(ranks + 2), 0.0)
-    return float(gains.mean())
 
 
 def _surprises(dataset: Dataset, fitted: Mapping[str, Recommender], names: list[str], seed: int) -> dict[str, Surprise]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -19,10 +19,22 @@ from scipy import sparse
 from scipy.linalg.lapack import dposv
 from threadpoolctl import threadpool_limits
 
-from models.contracts import Arrays, History, Indices, Parameters, Parts, Positions, Progress, Query, Reason, Scores
+from models.contracts import (
+    Arrays,
+    Candidates,
+    History,
+    Indices,
+    Parameters,
+    Parts,
+    Positions,
+    Progress,
+    Query,
+    Reason,
+    Scores,
+)
 from models.data.dataset import Dataset, latest_per_pair
-from models.data.terms import unit_rows
-from models.retrieval.dense import DenseRecommender
+from models.retrieval.content_map import ContentMap, fit_content_map
+from models.retrieval.dense import DenseRecommender, best_of, is_allowed
 from models.retrieval.inverted_lists import InvertedLists
 from models.retrieval.item_rows import ItemRows, cosines
 from models.retrieval.opinions import FEWEST_LISTED, NOMINEES, highest, nominees_among
@@ -34,13 +46,15 @@ ITERATIONS = 15
 REGULARIZATION = 30.0
 ALPHA = 10.0
 """Confidence of a plain like against 1 for an item never met (Hu et al., section 4)."""
-RIDGE = 10.0
-CONTENT_WIDTH = 32
-"""Content dimensions kept: the dot product of a request costs half of what all would, and 90 % of the
-squared length stays."""
 LONGEST_HISTORY = 500
 CONCESSION = 0.01
 """What the choice of weights may give up for less trend: differences below it are chance."""
+FEWEST_SEARCHED = 100_000
+"""Items from which on the best are searched for in lists: of fewer all are scored, and none is missed."""
+FEWEST_FILTERED = 20_000
+"""Where filters leave no more items than this, these are scored, each of them."""
+_MARGIN = 1.5
+"""Items searched for, against those that would do if filters took as many of the best as of the others."""
 RECENCY = 10.0
 """Entries after which a liked item counts half in the content profile."""
 
@@ -61,26 +75,6 @@ class Confidence(NamedTuple):
         return np.asarray(np.where((signs < 0) & (sizes > 0), -confidence, confidence), np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class ContentMap:
-    """From content vectors to both halves of an item's vector.
-
-    to_factors: float32[d + 1, f], the last row for the constant
-    to_content: float32[d, p]
-    scale:      length of the content half
-    """
-
-    to_factors: Scores
-    to_content: Scores
-    scale: float
-
-    def vectors(self, content: Scores) -> Scores:
-        """float32[n, f + p]; zeros where nothing is known."""
-        known = content.any(axis=1, keepdims=True)
-        factors = np.where(known, content @ self.to_factors[:-1] + self.to_factors[-1], 0)
-        return np.hstack([factors, self.scale * unit_rows(content @ self.to_content)]).astype(np.float32)
-
-
 @dataclass(frozen=True)
 class AlsHybrid(DenseRecommender):
     """Built by `fit_als_hybrid` or `from_parts`.
@@ -89,7 +83,8 @@ class AlsHybrid(DenseRecommender):
     prior:          float32[n + m] added to every score: the weighted trend, -inf where nothing is known of the item
     gramian:        float64[f, f], FᵀF + λI
     content_weight: what a content cosine of 1 adds to a score
-    lists:          of the fitted items' vectors, each with its prior behind it; None where there are few
+    lists:          of the fitted items' vectors, each with its prior behind it, less the usual one, over
+                    `prior_scale`; None where there are few
     """
 
     name: ClassVar[str] = "als_hybrid"
@@ -101,6 +96,7 @@ class AlsHybrid(DenseRecommender):
     content_weight: float
     chosen: Parameters
     lists: InvertedLists | None = None
+    prior_scale: float = 1.0
 
     @property
     def n_items(self) -> int:
@@ -111,6 +107,23 @@ class AlsHybrid(DenseRecommender):
         if len(history) == 0:
             return np.full(self.n_items, -np.inf, np.float32)
         return np.asarray(self.vectors.dot(self.user_vector(history)) + self.prior)
+
+    def recommend(self, query: Query) -> Candidates:
+        """Of many items nearly always the best, found without looking at all of them; exactly these of others."""
+        opinion = self.opinion(query)
+        if opinion is None or self.lists is None or len(self.lists) < FEWEST_SEARCHED:
+            return super().recommend(query)
+        allowed = is_allowed(query, self.n_items)
+        share = np.count_nonzero(allowed) / self.n_items
+        if share * self.n_items > FEWEST_FILTERED:
+            positions, scores = opinion.best(round((query.limit + len(query.excluded)) / share * _MARGIN))
+            if np.count_nonzero(allowed[positions]) >= query.limit:
+                best = best_of(positions, scores, allowed, query.limit)
+                return Candidates(positions[best], scores[best])
+        positions = (allowed & np.isfinite(self.prior)).nonzero()[0].astype(np.int32)
+        scores = opinion.scores(self.rows_of(positions)) + self.prior[positions]
+        best = best_of(positions, scores, allowed, query.limit)
+        return Candidates(positions[best], scores[best])
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         """`similar_to_liked` where content speaks louder than the factors, `taste` elsewhere."""
@@ -156,6 +169,7 @@ class AlsHybrid(DenseRecommender):
             "graded": self.confidence.graded,
             "content_weight": self.content_weight,
             "chosen": dict(self.chosen),
+            "prior_scale": self.prior_scale,
         }
         return Parts(parameters, arrays)
 
@@ -170,6 +184,7 @@ class AlsHybrid(DenseRecommender):
             content_weight=parameters["content_weight"],
             chosen=parameters["chosen"],
             lists=InvertedLists.among(arrays),
+            prior_scale=parameters.get("prior_scale", 1.0),
         )
 
     def listed(self, *, seed: int) -> Self:
@@ -177,8 +192,17 @@ class AlsHybrid(DenseRecommender):
         known = np.flatnonzero(np.isfinite(self.prior[: len(self.vectors.fitted)])).astype(np.int32)
         if len(known) < FEWEST_LISTED:
             return self
-        rows = np.column_stack([self.vectors.fitted[known], self.prior[known]])
-        return replace(self, lists=InvertedLists.of(rows, known, seed=seed))
+        rows, prior = self.vectors.fitted[known], self.prior[known]
+        # On the scale of the other coordinates: lists go by lengths and angles, which would tell of little else.
+        scale = max(float(prior.std()) / max(float(np.sqrt(np.mean(rows * rows))), 1e-12), 1e-6)
+        scaled = (prior - np.float32(self._usual_prior)) / np.float32(scale)
+        lists = InvertedLists.of(np.column_stack([rows, scaled]), known, seed=seed)
+        return replace(self, lists=lists, prior_scale=scale)
+
+    @cached_property
+    def _usual_prior(self) -> float:
+        fitted = self.prior[: len(self.vectors.fitted)]
+        return float(fitted[np.isfinite(fitted)].mean(dtype=np.float64)) if np.isfinite(fitted).any() else 0.0
 
     def user_vector(self, history: History) -> Scores:
         """float32[f + p]: what the items of a history, all of them known here, say of their user."""
@@ -202,8 +226,25 @@ class AlsOpinion:
         if als.lists is None:
             return highest(als.vectors.dot(self.user) + als.prior, NOMINEES)
         n = len(als.vectors.fitted)
-        new_scores = als.vectors.added @ self.user + als.prior[n:]
-        return nominees_among(als.lists, with_one(self.user), first_new=n, new_scores=new_scores)
+        new_scores = als.vectors.added @ self.user + (als.prior[n:] - np.float32(als._usual_prior))
+        return nominees_among(als.lists, self._listed, first_new=n, new_scores=new_scores)
+
+    @property
+    def _listed(self) -> Scores:
+        """float32[f + p + 1]: the user as the lists compare them."""
+        return np.append(self.user, np.float32(self.recommender.prior_scale))
+
+    def best(self, most: int) -> tuple[Positions, Scores]:
+        """Positions and scores in any order: nearly all of the `most` best, and others. Only where there are lists."""
+        als = self.recommender
+        if als.lists is None:
+            raise ValueError("nothing is listed; ask for the scores of all")
+        positions, scores = als.lists.best(self._listed, most)
+        n, added = len(als.vectors.fitted), als.vectors.added
+        arrived = np.arange(n, n + len(added), dtype=np.int32)[np.isfinite(als.prior[n:])]
+        new_scores = added[arrived - n] @ self.user + als.prior[arrived]
+        scores += np.float32(als._usual_prior)
+        return np.concatenate([positions, arrived]), np.concatenate([scores, new_scores])
 
     def scores(self, rows: Scores) -> Scores:
         return np.asarray(rows @ self.user)
@@ -220,11 +261,6 @@ class AlsOpinion:
             Reason("similar_to_liked", seed) if louder else Reason("taste")
             for louder, seed in zip(by_content.tolist(), nearest.tolist(), strict=True)
         ]
-
-
-def with_one(vector: Scores) -> Scores:
-    """float32[d + 1]: with a 1 behind it, by which a prior behind an item's vector is added."""
-    return np.append(vector, np.float32(1))
 
 
 def fold_in(rows: Scores, confidence: Scores, gramian: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -321,7 +357,7 @@ def _fit(dataset: Dataset, content: Scores, confidence: Confidence, seed: int) -
     factors = (
         _factorise(sparse.csr_matrix(matrix), seed) if matrix.nnz else np.zeros((dataset.n_items, FACTORS), np.float32)
     )
-    content_map = _fit_content_map(content, factors, counts)
+    content_map = fit_content_map(content, factors, counts)
     vectors = content_map.vectors(content)
     vectors[counts > 0, : factors.shape[1]] = factors[counts > 0]
     learned = vectors[:, : factors.shape[1]].astype(np.float64)
@@ -346,26 +382,3 @@ def _factorise(confidences: sparse.csr_matrix, seed: int) -> Scores:
     )
     als.fit(confidences, show_progress=False)
     return np.asarray(als.item_factors, np.float32)
-
-
-def _fit_content_map(content: Scores, factors: Scores, counts: NDArray[np.int64]) -> ContentMap:
-    """Ridge regression on the items that were met, each as trustworthy as it was met often."""
-    trust = counts / (counts + 5.0)
-    inputs = np.hstack([content, np.ones((len(content), 1))]).astype(np.float64)
-    weighted = inputs.T * trust
-    to_factors = np.linalg.solve(weighted @ inputs + RIDGE * np.eye(inputs.shape[1]), weighted @ factors)
-    lengths = np.linalg.norm(factors[counts > 0], axis=1)
-    return ContentMap(
-        to_factors.astype(np.float32),
-        _principal_directions(content),
-        float(np.sqrt(np.mean(lengths**2))) if lengths.any() else 1.0,
-    )
-
-
-def _principal_directions(content: Scores) -> Scores:
-    """float32[d, p]: not centred, so that cosines are kept."""
-    width = content.shape[1]
-    if width <= CONTENT_WIDTH:
-        return np.eye(width, dtype=np.float32)
-    _, directions = np.linalg.eigh(content.T.astype(np.float64) @ content)
-    return np.ascontiguousarray(directions[:, ::-1][:, :CONTENT_WIDTH], np.float32)

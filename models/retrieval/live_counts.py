@@ -29,6 +29,7 @@ from models.contracts import (
     Scores,
 )
 from models.data.dataset import Dataset
+from models.data.gains import gains_at
 from models.live.counters import HALF_LIVES
 from models.live.stream import choices_of, live_state_of
 from models.retrieval.dense import DenseRecommender
@@ -46,7 +47,6 @@ _CHOSEN_ON = 0.3
 """Newest part of the data on which the half-life is chosen, by what foretells the next choice best."""
 _MOST_CHOICES = 4_000
 _FEWEST_CHOICES = 100
-_CUT_OFF = 10
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _best_half_life(fitted: LiveCounts, dataset: Dataset, start: int) -> int:
         shares = fitted.log_shares(choice.query)[:-1].copy()
         shares[:, choice.query.excluded] = -np.inf
         ranks = (shares > shares[:, [choice.chosen]]).sum(axis=1)
-        gains.append(np.where(ranks < _CUT_OFF, 1 / np.log2(ranks + 2), 0.0))
+        gains.append(gains_at(ranks))
     return DEFAULT if len(gains) < _FEWEST_CHOICES else int(np.mean(gains, axis=0).argmax())
 
 

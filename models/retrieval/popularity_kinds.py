@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.dataset import Dataset, Interactions, latest_per_pair
+from models.data.gains import CUT_OFF, gains_at
 from models.data.splits import Split, rolling_splits
 
 DAY = 86_400.0
 _CUTS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _FEWEST_USERS = 30
 """Below this the choice would be noise: the default stands."""
-_CUT_OFF = 10
 
 
 class Kind(NamedTuple):
@@ -108,11 +108,9 @@ class Future(NamedTuple):
         seen = np.sort(self.seen_users * n + rank[self.seen_items])
         first = np.searchsorted(seen, self.users * n)
         place = rank[self.items] - (np.searchsorted(seen, self.users * n + rank[self.items]) - first)
-        discounts = 1 / np.log2(np.arange(_CUT_OFF) + 2)
-        gains = np.where(place < _CUT_OFF, discounts[np.minimum(place, _CUT_OFF - 1)], 0.0)
         wanted = np.bincount(self.users)
-        ideal = np.cumsum(discounts)[np.minimum(wanted, _CUT_OFF) - 1]
-        return float(np.mean(np.bincount(self.users, gains) / ideal))
+        ideal = np.cumsum(gains_at(np.arange(CUT_OFF)))[np.minimum(wanted, CUT_OFF) - 1]
+        return float(np.mean(np.bincount(self.users, gains_at(place)) / ideal))
 
 
 def _keys(interactions: Interactions, n_items: int) -> NDArray[np.int64]:
