@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.steadfast import stage
+from tests.steadfast.load import Pace
 from tests.steadfast.run import Bounds, Run, at_random
 
 LONGEST_PAUSE_S = 3.0
@@ -21,7 +22,7 @@ def main() -> None:
         stage.prepare(data_dir)
         began = time.monotonic()
         bounds = Bounds(healed_s=asked.healed, gone_s=asked.gone)
-        run = Run(data_dir, seed=asked.seed, bounds=bounds, say=_said_since(began), pause_s=asked.pause)
+        run = Run(data_dir, seed=asked.seed, bounds=bounds, say=_said_since(began), pace=Pace(asked.pause))
         plan = at_random(random.Random(asked.seed), asked.only or run.kinds, 60 * asked.minutes)
         report = run.conduct(plan, longest_pause_s=LONGEST_PAUSE_S)
     _say(str(report))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from urllib.parse import urlencode
 
@@ -22,8 +23,7 @@ MOST_ITEMS_OF_USER = 25
 KINDS = (*sorted(POSITIVE), "view", "click", "impression")
 GIVE_UP_SHARE = 0.05
 """Of the batches that were not acknowledged at once: their events may be stored or not, but whole."""
-PAGES_SHARE, PAGE = 0.2, 25
-"""So many readers ask for pages of so many items."""
+PAGE = 25
 READABLE_USERS = 8
 """So many of those who were last written are asked for."""
 EVENTS_TIMEOUT_S, ANSWER_TIMEOUT_S, CHANGE_TIMEOUT_S = 8.0, 20.0, 10.0
@@ -31,15 +31,22 @@ LATE_S = 60.0
 """An attempt that nobody waits for any more is over by then: stops and timeouts of Postgres are shorter."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How a client behaves: its longest pause between two calls, and how many of a reader's questions ask for pages."""
+
+    longest_pause_s: float = 0.1
+    pages_share: float = 0.2
+
+
 class Load:
     """Runs until `end`. The same seed makes the same users, items and kinds; what meets what is up to the threads."""
 
     def __init__(
-        self, targets: Sequence[Target], items: Sequence[str], blockable: Sequence[str], *, seed: int, pause_s: float
+        self, targets: Sequence[Target], items: Sequence[str], blockable: Sequence[str], *, seed: int, pace: Pace
     ) -> None:
-        """pause_s: the longest pause of a client between two calls."""
         self._targets, self._items, self._blockable = targets, items, blockable
-        self._seed, self._pause_s = seed, pause_s
+        self._seed, self._pace = seed, pace
         self._numbers = count()
         self._n_items = len(items) + len(blockable)
         self._readable: deque[User] = deque()
@@ -157,7 +164,7 @@ class Load:
     def _read(self, chance: random.Random) -> None:
         while not self._over.is_set():
             if user := self._anyone(chance):
-                if chance.random() < PAGES_SHARE:
+                if chance.random() < self._pace.pages_share:
                     self._ask_for_pages(user, chance)
                 else:
                     self._ask(user, chance.choice(self._targets))
@@ -221,7 +228,7 @@ class Load:
         return last_doubt
 
     def _pause(self, chance: random.Random) -> None:
-        self._over.wait(chance.uniform(0, self._pause_s))
+        self._over.wait(chance.uniform(0, self._pace.longest_pause_s))
 
 
 def _without_items(made: Call) -> Call:

@@ -17,8 +17,8 @@ from tests.steadfast import stage
 from tests.steadfast.checker import Silence, Violation, batch_violations, storage_violations, user_violations
 from tests.steadfast.faults import Faults, NobodyThere
 from tests.steadfast.history import Fault, told
-from tests.steadfast.load import Load
-from tests.steadfast.services import Service, Services, is_living, seconds_until_gone
+from tests.steadfast.load import Load, Pace
+from tests.steadfast.services import Services, is_living, seconds_until_gone
 
 WORKERS = (2, 1)
 """Of the services: the first runs uvicorn's parent and two workers, the second is its own worker."""
@@ -98,15 +98,13 @@ def at_random(chance: random.Random, kinds: list[str], seconds: float) -> Plan:
 class Run:
     """One run on a prepared data folder."""
 
-    def __init__(
-        self, data_dir: Path, *, seed: int, bounds: Bounds, say: Callable[[str], None], pause_s: float
-    ) -> None:
+    def __init__(self, data_dir: Path, *, seed: int, bounds: Bounds, say: Callable[[str], None], pace: Pace) -> None:
         self.report = Report(seed)
         self._data_dir, self._bounds, self._say = data_dir, bounds, say
         self._chance = random.Random(seed)
         self._services = Services(data_dir, WORKERS)
         self._faults = Faults(self._services, longest_stop_s=bounds.longest_stop_s)
-        self._load = Load(self._services.targets, stage.ITEMS, stage.BLOCKABLE, seed=seed, pause_s=pause_s)
+        self._load = Load(self._services.targets, stage.ITEMS, stage.BLOCKABLE, seed=seed, pace=pace)
 
     @property
     def kinds(self) -> list[str]:
@@ -238,6 +236,3 @@ class Run:
 
     def _logs(self) -> str:
         return "\n".join(f"{service.target.name}:\n{service.log_tail(30)}" for service in self._services.each)
-
-
-__all__ = ["Bounds", "Report", "Run", "Service", "at_random"]
