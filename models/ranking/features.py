@@ -22,6 +22,8 @@ _LEAST_SHARE = 1e-3
 LEAST_MET = 0.01
 """Share of visitors from which on an item is a candidate: one in a hundred of the last item's, one in eight of the
 tenth's."""
+_MOST_DENSE = 65_536
+"""Items up to which a sum for each of them is quicker than to look for those that need one."""
 _USUAL = HALF_LIVES.index(4 * 86_400.0)
 """The half-life by which the items of a history are called current or old."""
 _LATEST = 3
@@ -56,8 +58,23 @@ class CoVisits:
         self._items = np.concatenate([step.items for step in steps])
         self._shares = np.concatenate([step.shares for step in steps])
         self._shares *= np.repeat(_DISCOUNTS[: len(steps)], self._sizes)
-        self._met = np.bincount(self._items, self._shares, n)[:n]
-        self._met_after_last = np.bincount(steps[0].items, steps[0].shares, n)[:n]
+        # Of many items few are met by anyone: then the sums are kept of these alone.
+        self._known = np.unique(self._items[self._items < n]) if n > _MOST_DENSE else np.arange(0)
+        self._n = n
+        self._met = self._sums(self._items, self._shares)
+        self._met_after_last = self._sums(steps[0].items, steps[0].shares)
+
+    def _sums(self, items: Positions, shares: Scores) -> NDArray[np.float64]:
+        """float64[n], of each item; where there are many float64[known], of these alone."""
+        if self._n <= _MOST_DENSE:
+            return np.bincount(items, shares, self._n)[: self._n].astype(np.float64, copy=False)
+        return np.bincount(self._places(items), shares, len(self._known) + 1)[:-1].astype(np.float64, copy=False)
+
+    def _places(self, items: Indices) -> NDArray[np.int64]:
+        """int64[k]: where the known items stand, behind them for all others."""
+        places = self._known.searchsorted(items)
+        is_known = np.append(self._known, -1)[places] == items
+        return np.asarray(np.where(is_known, places, len(self._known)))
 
     @classmethod
     def of(cls, query: Query, n: int) -> CoVisits | None:
@@ -75,17 +92,21 @@ class CoVisits:
     def features(self, positions: Indices | None = None) -> NDArray[np.float32]:
         """float32[2, k], of all n without positions: logarithms of how often visitors of all the seeds, and of the
         newest alone, met each."""
-        if positions is None:
-            shares = np.array([self._met, self._met_after_last], np.float32)
+        met = self._met, self._met_after_last
+        if self._n > _MOST_DENSE:
+            places = self._places(np.arange(self._n) if positions is None else positions)
+            shares = np.array([np.append(sums, 0).take(places) for sums in met], np.float32)
+        elif positions is None:
+            shares = np.array(met, np.float32)
         else:
-            shares = np.array([self._met.take(positions), self._met_after_last.take(positions)], np.float32)
+            shares = np.array([sums.take(positions) for sums in met], np.float32)
         shares += np.float32(_LEAST_SHARE)
         return np.log(shares, out=shares)
 
     def nominees(self) -> NDArray[np.int64]:
         """int64[k], ascending: those that more than a visitor or two met."""
         nominees: NDArray[np.int64] = (self._met >= LEAST_MET).nonzero()[0]
-        return nominees
+        return nominees if self._n <= _MOST_DENSE else self._known[nominees]
 
     def leading(self, positions: Positions, seeds: Collection[int]) -> list[int | None]:
         """Of each position, that of these seeds whose visitors met it most; None where those of none did."""

@@ -7,6 +7,7 @@ import pytest
 
 from models.contracts import History, Query, Scores
 from models.live.counters import HALF_LIVES
+from models.ranking import features
 from models.ranking.features import (
     CO_VISITS,
     CONTEXTS,
@@ -76,6 +77,13 @@ def test_co_visits_of_items_that_the_release_does_not_know_are_left_out() -> Non
     found = met_by(ask((7,), live=live_visits((7, 2, 8))), 3)
     assert found.shape == (2, 3)
     assert (found > LEAST).tolist() == [[False, False, True]] * 2
+
+
+def test_among_very_many_items_co_visits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = ask((0, 5, 9), live=live_visits((0, 1), (0, 1), (0, 2, 30), (5, 2), (9, 7, 2)))
+    dense = met_by(query, 12)
+    monkeypatch.setattr(features, "_MOST_DENSE", 4)
+    np.testing.assert_array_equal(met_by(query, 12), dense)
 
 
 def test_no_items_no_co_visits() -> None:
