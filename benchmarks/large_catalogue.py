@@ -13,17 +13,24 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from benchmarks.blend import hello, microseconds
+from benchmarks.blend import answer, hello, microseconds
 from models.contracts import History, Mask, Query, Scores
+from models.fit_blend import unlearned
+from models.live.changes import Changes
+from models.live.state import LiveState
+from models.ranking.features import SHARES, Surprise
 from models.retrieval.als_hybrid import REGULARIZATION, AlsHybrid, Confidence
 from models.retrieval.content_map import ContentMap
 from models.retrieval.dense import best
 from models.retrieval.item_rows import ItemRows
+from models.retrieval.live_counts import ExpectedCounts, LiveCounts
+from models.two_stage import Blend
 
 FACTORS, GROUPS = 64, 3_000
 HISTORY = 20
@@ -84,17 +91,37 @@ def report(als: AlsHybrid, queries: list[Query], eligible: Mask | None, name: st
         search += time.process_time() - started
         hellos.append(microseconds(greet, 5))
     ten, fifty = [], []
-    for query, answer in zip(asked, answers, strict=True):
+    for query, found in zip(asked, answers, strict=True):
         started = time.process_time()
         true = best(als.scores(query), query).positions
         scan += time.process_time() - started
-        ten.append(np.isin(true[:10], answer[:10]).mean())
-        fifty.append(np.isin(true, answer).mean())
+        ten.append(np.isin(true[:10], found[:10]).mean())
+        fifty.append(np.isin(true, found).mean())
     micros, yardstick = search / len(asked) * 1e6, float(np.median(hellos))
     print(
         f"{name:24} {micros:8.0f} µs = {micros / yardstick:5.1f} × hello ({yardstick:.0f} µs, no server); all scored "
         f"{scan / len(asked) * 1e6:8.0f} µs; recall of the best 10 {np.mean(ten):.4f}, 50 {np.mean(fifty):.4f}"
     )
+
+
+def report_blend(als: AlsHybrid, queries: list[Query], rng: np.random.Generator) -> None:
+    """Live counts, co-visits and the factors, weighed as untaught: what an answer with ten reasons costs."""
+    n, events = als.n_items, 300_000
+    items, visitors = (rng.zipf(1.3, events) % n).astype(np.int32), rng.integers(0, 50_000, events).astype(np.int32)
+    times = np.sort(NOW - rng.exponential(20 * 86_400, events))
+    live = LiveState(n_items=n)
+    live.fold(Changes(items, np.ones(events), times, visitors, items, times))
+    expected = np.full(n, 0.1, np.float32)
+    nothing = LiveCounts(np.zeros((len(SHARES), n), np.float32), ExpectedCounts(np.zeros(2, np.float32)), expected, 2)
+    usual = Surprise(np.zeros(n, np.float32), np.full(n, 30, np.float32))
+    blend = Blend(nothing, {als.name: als}, {als.name: usual}, unlearned(1), {})
+    asked = [replace(query, live=live, eligible=np.ones(n, np.bool_)) for query in queries]
+    answer(blend, asked[0])
+    greet = hello()
+    for name in ("blend, users not asked of late", "blend, users asked before"):
+        cost = sum(microseconds(partial(answer, blend, query)) for query in asked[1:]) / (len(asked) - 1)
+        yardstick = microseconds(greet, 500)
+        print(f"{name:30} {cost:8.0f} µs = {cost / yardstick:5.1f} × hello ({yardstick:.0f} µs, no server)")
 
 
 def main() -> None:
@@ -111,6 +138,7 @@ def main() -> None:
         print(f"{asked.items:,} items × {rows.shape[1]}; listed in {time.process_time() - started:.1f} s of CPU")
         queries = users(groups, asked.queries, asked.limit, rng)
         report(als, queries, None, "everything")
+        report_blend(als, queries, rng)
         for share in (0.3, 0.01):
             report(als, queries, rng.random(asked.items) < share, f"{share:.0%} pass the filters")
 
