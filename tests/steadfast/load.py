@@ -223,7 +223,8 @@ class Load:
             change.calls.append(call(target, verb, path, body, timeout_s=CHANGE_TIMEOUT_S))
             if change.calls[-1].status == 200:
                 break
-            last_doubt = time.monotonic() + LATE_S
+            if "refused" not in change.calls[-1].failure:
+                last_doubt = time.monotonic() + LATE_S
             self._over.wait(chance.uniform(0.05, 0.3))
         return last_doubt
 
