@@ -38,8 +38,8 @@ async def get_caller(request: Request, _: Annotated[str | None, Security(_header
 def caller_of(request: Request) -> ApiKey:
     """The key that the request came with.
 
-    Raises Unauthorized without a known one, TooMany where it is used too often or too many were tried, and Forbidden
-    where no key is needed and another site's page asks.
+    Raises Unauthorized without a known one, TooMany where it is used too often or too many wrong ones were tried, and
+    Forbidden where no key is needed and another site's page asks.
     """
     resources: Resources = request.app.state.resources
     if resources.keys.is_open:
@@ -49,11 +49,9 @@ def caller_of(request: Request) -> ApiKey:
     presented = request.headers.get(HEADER)
     if not presented:
         raise Unauthorized("header X-API-Key: missing")
-    address = request.client.host if request.client else ""
-    limits.guesses.heed(address)
     caller = resources.keys.find(presented)
     if caller is None:
-        limits.guesses.note(address, presented)
+        limits.guesses.note(request.client.host if request.client else "", presented)
         raise Unauthorized("header X-API-Key: not a known key, or revoked")
     limits.rates.take(caller)
     return caller

@@ -58,30 +58,26 @@ class KeyRates:
 
 
 class Guesses:
-    """The wrong keys of each address, as digests."""
+    """The wrong keys of each address, as digests.
+
+    A right key always opens: several clients may share an address, and nobody may lock the others out.
+    """
 
     def __init__(self) -> None:
         self._tried: OrderedDict[str, tuple[float, set[bytes]]] = OrderedDict()
 
-    def heed(self, address: str, now: float | None = None) -> None:
-        """Raises TooMany where the address has tried too many keys lately, whatever it tries now."""
-        since, tried = self._tried.get(address, (0.0, ()))
-        if len(tried) < GUESSES:
-            return
-        left = since + GUESS_SECONDS - (time.monotonic() if now is None else now)
-        if left <= 0:
-            del self._tried[address]
-            return
-        telemetry.REFUSED.labels("guesses").inc()
-        raise TooMany(f"{GUESSES} different wrong keys came from this address", retry_after=math.ceil(left))
-
     def note(self, address: str, wrong: str, now: float | None = None) -> None:
-        """This key was wrong."""
+        """This key was wrong. Raises TooMany where the address has tried too many others lately."""
         now = time.monotonic() if now is None else now
         since, tried = self._tried.get(address, (now, set()))
-        if now - since > GUESS_SECONDS:
+        if now - since >= GUESS_SECONDS:
             since, tried = now, set()
-        tried.add(digest_of(wrong))
+        guess = digest_of(wrong)
+        if len(tried) >= GUESSES and guess not in tried:
+            telemetry.REFUSED.labels("guesses").inc()
+            left = math.ceil(since + GUESS_SECONDS - now)
+            raise TooMany(f"{GUESSES} different wrong keys came from this address", retry_after=left)
+        tried.add(guess)
         self._tried[address] = (since, tried)
         self._tried.move_to_end(address)
         if len(self._tried) > ADDRESSES:
