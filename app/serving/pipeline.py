@@ -97,7 +97,7 @@ class Pipeline:
         query = build_query(ask, context.view, inventory)
         request_id = new_request_id()
         ranked = rank(ask, context, inventory, query, sampler=self._sampler(ask, request_id))
-        return self._answer(request_id, ask, ranked, inventory, query)
+        return self._answer(request_id, ask, ranked, inventory, query, route=ranked.route)
 
     async def next_page(self, ask: Ask, cursor: str) -> Page:
         """A later page of the slate that the cursor pins. Raises Invalid, Gone."""
@@ -112,20 +112,24 @@ class Pipeline:
         if len(pinned.remaining) <= ask.limit:
             sampler = None if pinned.slate_id is None else self._exploration.sampler_anyway(request_id)
             pinned = extended(pinned, ask, context, inventory, sampler=sampler)
-        return self._answer(request_id, ask, pinned, inventory, query)
+        # Of this page alone: what is pinned again keeps the route of its slate.
+        is_blind = (context.view is None or inventory.is_stale) and pinned.route != "forced"
+        return self._answer(request_id, ask, pinned, inventory, query, route="degraded" if is_blind else pinned.route)
 
     def _sampler(self, ask: Ask, request_id: str) -> Sampler | None:
         """Only what people see of their own accord is drawn: neither a replay nor a forced recommender."""
         is_natural = ask.at is None and ask.recommender is None
         return self._exploration.sampler(ask.user_id, request_id) if is_natural else None
 
-    def _answer(self, request_id: str, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query) -> Page:
+    def _answer(
+        self, request_id: str, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query, *, route: str
+    ) -> Page:
         shown, rest = pinned.remaining[: ask.limit], pinned.remaining[ask.limit :]
         given = (*pinned.given, *[item.row for item in shown])
         page = Page(
             request_id=request_id,
             user_id=ask.user_id,
-            route=pinned.route,
+            route=route,
             recommender=pinned.recommender,
             release=pinned.release,
             experiments=(),

@@ -14,8 +14,6 @@ pytestmark = pytest.mark.xdist_group("service")
 SEED = 4
 PATIENT = Bounds(healed_s=120, gone_s=60, longest_stop_s=1)
 """Whether things heal is asked here, and not how soon: other tests run beside."""
-WITHOUT_PAGES = Pace(pages_share=0.0)
-"""A later page does not say yet that the user's past was out of reach (docs/steadfast.md, what is broken)."""
 PLAN = (
     ["stop valkey", "flush valkey"],
     ["kill worker", "kill valkey"],
@@ -30,12 +28,12 @@ PLAN = (
 
 def test_no_promise_is_broken_whatever_is_killed_or_stopped(data_dir: Path) -> None:
     said: list[str] = []
-    run = Run(data_dir, seed=SEED, bounds=PATIENT, say=said.append, pace=WITHOUT_PAGES)
+    run = Run(data_dir, seed=SEED, bounds=PATIENT, say=said.append, pace=Pace())
     assert {kind for kinds in PLAN for kind in kinds} == set(run.kinds)
 
     report = run.conduct(iter(map(list, PLAN)), longest_pause_s=0.3)
 
     assert not report.violations, "\n".join(said)
     assert len(report.faults) >= len(PLAN)
-    assert min(report.answers - report.degraded, report.batches, report.changes) > 20, f"too little happened\n{report}"
+    assert min(report.answers - report.degraded, report.batches, report.changes) > 5, f"too little happened\n{report}"
     assert report.stored > report.batches
