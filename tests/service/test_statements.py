@@ -10,13 +10,14 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine, event, text
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.feedback import cache_version
 from app.main import create_app
 from app.storage.database import open_engine
-from tests.service.conftest import Stores
+from tests.service.conftest import KEYS, Stores
 
 ROUNDS = 6
 
@@ -61,7 +62,7 @@ def test_a_warm_recommendation_asks_postgres_nothing(
 ) -> None:
     # On a machine that holds everything up for a second, the past is rightly read from Postgres.
     monkeypatch.setattr(cache_version, "TRUST_SECONDS", 600)
-    settings = stores.settings.model_copy(update={"redis_timeout_seconds": 20})
+    settings = stores.settings.model_copy(update={"redis_timeout_seconds": 20, "read_key": SecretStr(KEYS["read"])})
 
     async def ask(client: httpx.AsyncClient, user: str, **more: str) -> dict[str, Any]:
         answer = await client.get("/recommend", params={"user_id": user, **more})
@@ -73,7 +74,11 @@ def test_a_warm_recommendation_asks_postgres_nothing(
         app = create_app(settings)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(marked(app)), base_url="http://127.0.0.1") as client,
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(marked(app)),
+                base_url="http://127.0.0.1",
+                headers={"X-API-Key": KEYS["read"]},
+            ) as client,
         ):
             await ask(client, f"stranger-{uuid4().hex}")
             assert statements, "a user whom Redis does not know is looked up: else nothing is counted here"
