@@ -41,7 +41,7 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
     supervisor, postgres = (psutil.Process(running_pids(data_dir)[name]) for name in ("supervisor", "postgres"))
     killed, survivor = service.workers()
     folder = Path(killed.environ()["PROMETHEUS_MULTIPROC_DIR"])
-    assert list(folder.glob(f"gauge_live*_{killed.pid}.db"))
+    awaited(lambda: list(folder.glob(f"gauge_live*_{killed.pid}.db")), "the worker does not count")
     (jobs,) = service.children("app.cli worker")
 
     supervisor.suspend()  # else Postgres would be back at once

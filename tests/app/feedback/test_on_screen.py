@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -81,7 +82,10 @@ def test_nothing_that_is_learned_or_counted_knows_of_it(ingest: Ingest, engine: 
     ingest.submit_blocking([*(on_screen("dune", n) for n in range(50)), an_event("bob", "emma", "view", minute=None)])
     view = read_view("ann")
     assert (view.interactions, view.positives, len(view.seen), len(view.rows)) == (0, 0, 0, 0)
-    live, _ = recount(engine, DEFAULT_WEIGHTS | {"impression": 1.0})
+    # What is committed can be read once no older transaction of the whole server is open.
+    deadline = time.monotonic() + 60
+    while not len(live := recount(engine, DEFAULT_WEIGHTS | {"impression": 1.0})[0]) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert live.totals().tolist() == pytest.approx([0, 1.3])
     assert len(extract(engine, DEFAULT_WEIGHTS).dataset.interactions) == 1
     with engine.connect() as db:
