@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -156,7 +155,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _answer(self, status: int, detail: str) -> None:
         """An answer without the application, the last one on this connection."""
         title = HTTPStatus(status).phrase
-        body = orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+        body = bytes(problem(status, title, detail).body)
         head = (
             f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
             f"x-request-id: {new_request_id()}\r\nconnection: close\r\n\r\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, get_origin
 
 from fastapi import Request, Response
@@ -13,6 +13,7 @@ from starlette.datastructures import QueryParams
 
 from app.api.bodies import read_json
 from app.api.dependencies import caller_of, get_caller, get_resources, require
+from app.storage.keys import ApiKey
 
 
 class DirectRoute(APIRoute):
@@ -24,15 +25,11 @@ class DirectRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler, model = self.endpoint, self._query_model()
-        required = [each.call for each in self.dependant.dependencies if isinstance(each.call, require)]
+        handler, model, required = self.endpoint, self._query_model(), _required(self)
         lists = frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
 
         async def handle(request: Request) -> Response:
-            resources = request.app.state.resources
-            caller = caller_of(request)
-            for scope in required:
-                scope.of(caller)
+            caller, resources = _admitted(request, required), request.app.state.resources
             response: Response = await handler(resources, caller, _validated(model, lists, request.query_params))
             return response
 
@@ -58,21 +55,29 @@ class DirectBodyRoute(APIRoute):
     before the body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler, asked = self.endpoint, self.dependant
-        required = [each.call for each in asked.dependencies if isinstance(each.call, require)]
+        handler, asked, required = self.endpoint, self.dependant, _required(self)
         calls = [each.call for each in asked.dependencies if not isinstance(each.call, require)]
         if calls != [get_resources, read_json] or asked.query_params or asked.path_params or asked.header_params:
             raise TypeError(f"{self.path}: a DirectBodyRoute's handler takes (resources, raw) and nothing else")
 
         async def handle(request: Request) -> Response:
-            resources = request.app.state.resources
-            caller = caller_of(request)
-            for scope in required:
-                scope.of(caller)
-            response: Response = await handler(resources, await read_json(request))
+            _admitted(request, required)
+            response: Response = await handler(request.app.state.resources, await read_json(request))
             return response
 
         return handle
+
+
+def _required(route: APIRoute) -> list[require]:
+    return [each.call for each in route.dependant.dependencies if isinstance(each.call, require)]
+
+
+def _admitted(request: Request, required: Sequence[require]) -> ApiKey:
+    """Whose request it is; as FastAPI's dependencies would find it."""
+    caller = caller_of(request)
+    for scope in required:
+        scope.of(caller)
+    return caller
 
 
 def _validated(model: type[BaseModel], lists: frozenset[str], given: QueryParams) -> BaseModel:
