@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import Engine, text
 
 from app.catalog import users, versions
@@ -23,19 +21,6 @@ from app.settings import Settings
 from tests.app.feedback.examples import an_event
 
 Erase = Callable[[str], dict[str, int]]
-
-
-@pytest.fixture
-def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0)) as client:
-        yield client
-
-
-@pytest.fixture
-def ingest(engine: Engine, cache: redis.Redis) -> Iterator[Ingest]:
-    opened = Ingest(engine, cache, Settings(), settle_seconds=0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -39,19 +39,6 @@ NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=2) as client:
-        yield client
-
-
-@pytest.fixture
-def ingest(engine: Engine, cache: redis.Redis) -> Iterator[Ingest]:
-    opened = Ingest(engine, cache, Settings(), settle_seconds=0)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def user() -> str:
     """Found wherever it stands: a name of which no other is a part. With what a pattern would take for its own."""
     return f"u*[{secrets.token_hex(8)}]?{{}}"

@@ -44,21 +44,8 @@ USERS = [*BUSY, *IDLE]
 
 
 @pytest.fixture
-def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, socket_timeout=2) as client:
-        yield client
-
-
-@pytest.fixture
 def settings() -> Settings:
     return Settings(live_checkpoint_seconds=0.1, refresh_seconds=0.05, events_days=60)
-
-
-@pytest.fixture
-def ingest(engine: Engine, cache: redis.Redis, settings: Settings) -> Iterator[Ingest]:
-    opened = Ingest(engine, cache, settings, settle_seconds=0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A writer on real servers, and a reader as the service has it."""
+"""A reader as the service has it, and a cache that is away."""
 
 from __future__ import annotations
 
@@ -13,28 +13,9 @@ from sqlalchemy import Engine
 
 from app.catalog import versions
 from app.feedback import user_state
-from app.feedback.ingest import Ingest
 from app.feedback.user_state import UserView, view_key
 from app.settings import Settings
 from tests.app.feedback.examples import A_SERVER
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return Settings()
-
-
-@pytest.fixture
-def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=2) as client:
-        yield client
-
-
-@pytest.fixture
-def ingest(engine: Engine, cache: redis.Redis, settings: Settings) -> Iterator[Ingest]:
-    opened = Ingest(engine, cache, settings, settle_seconds=0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A writer, an eraser and followers on real servers."""
+"""An eraser and followers on real servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
-import redis
 from sqlalchemy import Engine, text
 
 from app.erasure import erase_user
@@ -42,19 +41,6 @@ def user_row_of(engine: Engine, user: str) -> int:
 @pytest.fixture
 def settings() -> Settings:
     return Settings(live_checkpoint_seconds=0.2, refresh_seconds=0.05)
-
-
-@pytest.fixture
-def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, socket_timeout=2) as client:
-        yield client
-
-
-@pytest.fixture
-def ingest(engine: Engine, cache: redis.Redis, settings: Settings) -> Iterator[Ingest]:
-    opened = Ingest(engine, cache, settings, settle_seconds=0)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -80,13 +80,6 @@ def cache(server: Server) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def ingest(engine: Engine, cache: redis.Redis) -> Iterator[Ingest]:
-    opened = Ingest(engine, cache, Settings(), settle_seconds=0)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def read(engine: Engine, server: Server, cache: redis.Redis) -> Read:
     """Ann's context, as a process reads it that knows this of the version."""
 
