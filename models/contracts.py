@@ -204,3 +204,54 @@ class SimilarItems(Recommender, Protocol):
 
     def similar(self, position: int) -> Scores:
         """float32[n_items] similarities to the item, -inf where unknown and at the item itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionQuery:
+    """One question of a player: which tracks come next in this session, and how long will each be listened to?
+
+    positions: int32[n], the tracks of the session, oldest first
+    fractions: float32[n], how much of each was played, 0–1
+    at:        unix seconds
+    limit:     how many tracks to answer with
+    history:   what the user did before; None where nobody knows
+    excluded:  int32[k], positions never to be returned
+    eligible:  bool[n + m] or None for all, as in Query
+    """
+
+    positions: Positions
+    fractions: Scores
+    at: float
+    limit: int
+    history: History | None = None
+    excluded: Positions = field(default_factory=lambda: np.empty(0, np.int32))
+    eligible: Mask | None = None
+
+
+class NextCandidates(NamedTuple):
+    """Tracks with finite scores, best first; ties by position.
+
+    positions: int32[k]
+    scores:    float32[k], higher is better; comparable within one answer only
+    listening: float32[k], the fraction of each that will be played, predicted, 0–1
+    """
+
+    positions: Positions
+    scores: Scores
+    listening: Scores
+
+
+@runtime_checkable
+class NextTrackRecommender(Protocol):
+    """A fitted recommender of what comes next in a session. Immutable."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+
+    @property
+    def n_items(self) -> int:
+        """Positions it can speak of."""
+
+    def next(self, query: SessionQuery) -> NextCandidates:
+        """At most `query.limit` tracks that the query allows, best first, no duplicates."""
