@@ -21,8 +21,8 @@ from app.orphans import ending_with, serving_parent
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 60.0
-"""So long a worker may say nothing at all while it starts."""
+START_SECONDS, HANG_SECONDS = 60.0, 15.0
+"""So long a worker may say nothing at all, while it starts and after that."""
 GLANCE_SECONDS = 0.2
 AGAIN_SECONDS = 2.0
 JOBS_AGAIN_SECONDS = 5.0
@@ -30,9 +30,9 @@ JOBS_AGAIN_SECONDS = 5.0
 
 
 class Worker(Process):
-    """uvicorn's, with two things that matter while it starts. It ends with its parent, for it has the port already. And
-    it isn't taken for hung when it doesn't answer its parent within seconds: on a busy machine its imports take longer,
-    and if it were killed for that, so would be the next one."""
+    """uvicorn's, with two differences. It ends with its parent, for it has the port already. And it isn't taken for
+    hung as soon: where there are more processes than cores, imports take longer than uvicorn's 5 s, and if a worker
+    were killed for that, so would be the next one."""
 
     def __init__(self, config: Config, sockets: list[socket]) -> None:
         super().__init__(config, sockets)
@@ -40,21 +40,22 @@ class Worker(Process):
         self._hung_at = time.monotonic() + START_SECONDS
 
     def target(self, sockets: list[socket] | None = None) -> None:
+        _ = self.server  # else each of uvicorn's two threads may make its own, and the one that answers never starts
         with ending_with(serving_parent(), lambda: os.kill(os.getpid(), signal.SIGTERM)):
             super().target(sockets)
 
-    def is_alive(self, timeout: float = 5) -> bool:
-        self._forget_late_answers()
-        if self.has_started or not self.process.is_alive():
-            return super().is_alive(timeout)
-        self.has_started = self.is_ready(GLANCE_SECONDS)
-        return self.has_started or self.ping(GLANCE_SECONDS) or time.monotonic() < self._hung_at
-
-    def _forget_late_answers(self) -> None:
-        """Else one that hangs would seem to answer, with what it said to earlier questions."""
+    def is_alive(self, timeout: float = GLANCE_SECONDS) -> bool:
+        """Waits no longer than that for an answer, for the parent has other workers to look after, and signals. One
+        that comes later, to an earlier question, is a sign of life all the same."""
+        if not self.process.is_alive():
+            return False
         with suppress(OSError, EOFError):
-            while self.parent_conn.poll(0):
-                self.parent_conn.recv()
+            self.parent_conn.send(b"ping")
+            while self.parent_conn.poll(timeout):
+                self.has_started = self.parent_conn.recv()
+                self._hung_at = time.monotonic() + (HANG_SECONDS if self.has_started else START_SECONDS)
+                timeout = 0
+        return time.monotonic() < self._hung_at
 
 
 class Workers(Multiprocess):
@@ -74,7 +75,7 @@ class Workers(Multiprocess):
         for index, worker in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
-            if not worker.is_alive(self.config.timeout_worker_healthcheck):
+            if not worker.is_alive():
                 self._replace(index, worker)
 
     def _replace(self, index: int, dead: Worker) -> None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from uvicorn import Config
 
+from app.cli import children
 from app.cli.children import Worker
 from app.storage.embedded import running_pids
 from tests.steadfast.calls import call
@@ -50,7 +51,7 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
             process.kill()
         (another,) = awaited(lambda: started_since(service, killed, survivor), "the killed worker is not started again")
         awaited(lambda: not is_living(another), "it starts without Postgres")
-        assert is_living(survivor)
+        assert is_living(survivor), service.log_tail(60)
         assert answers(service)
     finally:
         supervisor.resume()
@@ -62,7 +63,10 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
     awaited(lambda: takes_events(service), "it takes no events")
 
 
-def test_a_worker_that_is_silent_while_it_starts_is_not_hung_and_one_that_has_started_is() -> None:
+def test_a_worker_that_is_silent_while_it_starts_is_not_hung_and_one_that_has_started_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(children, "HANG_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         worker = Worker(
             Config("tests.steadfast.test_supervision:nothing", lifespan="off", log_level="error"), [listening]
