@@ -38,6 +38,7 @@ ERASE = {
     """,
     "on_screen": "DELETE FROM on_screen WHERE user_row = %(row)s",
     "impressions": "DELETE FROM impressions WHERE user_id = %(user_id)s",
+    "exposures": "DELETE FROM exposures WHERE user_id = %(user_id)s",
     "blocks": "DELETE FROM blocks WHERE user_id = %(user_id)s",
     # The line stays, without the name, and without the words on why an item was kept from this user.
     "audit_entries": """
@@ -127,6 +128,7 @@ _RETURNED = """
     SELECT DISTINCT user_id FROM (
         SELECT user_id, created_at AS at FROM users
         UNION ALL SELECT user_id, min(shown_at) FROM impressions GROUP BY user_id
+        UNION ALL SELECT user_id, min(exposed_at) FROM exposures GROUP BY user_id
         UNION ALL SELECT user_id, created_at FROM blocks WHERE user_id IS NOT NULL
     ) AS known JOIN unnest(%(hashes)s::bytea[], %(times)s::timestamptz[]) AS erased (user_hash, erased_at)
         ON erased.user_hash = sha256(convert_to(user_id, 'UTF8')) AND known.at <= erased.erased_at
@@ -162,6 +164,10 @@ EXPORT = {
             array(SELECT item_id FROM unnest(item_rows) WITH ORDINALITY AS shown (row, position)
                   JOIN items USING (row) ORDER BY position) AS item_ids
         FROM impressions WHERE user_id = %(user_id)s ORDER BY shown_at
+    """,
+    "exposures": """
+        SELECT experiment, run, variant, exposed_at, route, surface, release, request_id, marks
+        FROM exposures WHERE user_id = %(user_id)s ORDER BY exposed_at, experiment, run, variant
     """,
     "blocks": """
         SELECT item_id, reason, starts_at, ends_at FROM blocks JOIN items ON items.row = item_row

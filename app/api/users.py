@@ -135,6 +135,7 @@ class ErasureAnswer(BaseModel):
             "interactions": 30,
             "on_screen": 10,
             "impressions": 12,
+            "exposures": 1,
             "blocks": 0,
             "audit_entries": 0,
             "users": 1,
@@ -160,6 +161,7 @@ class ExportAnswer(BaseModel):
         interactions=[DONE],
         on_screen=[],
         impressions=[],
+        exposures=[],
         blocks=[],
         audit_entries=[],
         erased_at=None,
@@ -170,6 +172,7 @@ class ExportAnswer(BaseModel):
     interactions: list[InteractionAnswer] = Field(description="oldest first")
     on_screen: list[dict[str, Any]] = Field(description="events of the kind `impression`, oldest first")
     impressions: list[dict[str, Any]] = Field(description="pages that were answered, oldest first")
+    exposures: list[dict[str, Any]] = Field(description="experiments that served this user, earliest first")
     blocks: list[dict[str, Any]] = Field(description="items that editors keep from this user")
     audit_entries: list[dict[str, Any]] = Field(description="changes that name this user, oldest first")
     erased_at: datetime | None = Field(description="when an earlier life of this user was erased; null: never")

@@ -13,8 +13,9 @@ from sqlalchemy import Connection, select, update
 
 from app.storage.tables import versions
 
-Name = Literal["rules", "items", "deletions", "keys", "cache"]
-"""rules: blocks and promotions; deletions: items gone; keys: API keys; cache: the prefix of Redis keys."""
+Name = Literal["rules", "items", "deletions", "keys", "cache", "experiments"]
+"""rules: blocks and promotions; deletions: items gone; keys: API keys; cache: the prefix of Redis keys; experiments:
+definitions and what runs."""
 
 
 def bump(db: Connection, name: Name) -> str:

@@ -21,6 +21,8 @@ from app.catalog import rules, snapshot, versions
 from app.catalog.content import load_item_table
 from app.catalog.rules import RulesSnapshot
 from app.catalog.snapshot import CatalogSnapshot
+from app.experiments import definitions
+from app.experiments.definitions import Experiment
 from app.feedback.cache_version import CacheVersion
 from app.live.snapshot import PositionedSignals
 from app.serving.breaker import Breaker
@@ -38,8 +40,8 @@ log = logging.getLogger(__name__)
 
 Rows = NDArray[np.int32]
 Mask = NDArray[np.bool_]
-BEFORE_ANSWERING = ("rules", "deletions")
-"""Versions that a request must not be older than: a block or a deletion counts on the next answer."""
+BEFORE_ANSWERING = ("rules", "deletions", "experiments")
+"""Versions that a request must not be older than: what is blocked, deleted or stopped is so on the next answer."""
 CATCH_UP_SECONDS = 2.0
 """A request waits no longer for Postgres before it is answered from the last inventory."""
 
@@ -48,9 +50,10 @@ CATCH_UP_SECONDS = 2.0
 class Inventory:
     """One consistent state that a request works on from its first step to its last.
 
-    live:     what people do now, by position; goes on changing under the hands of who asks
-    showable: bool[n + m] by position: exists, and no block without scope or times forbids it
-    is_stale: known to be older than what was committed, while Postgres could not be asked
+    live:        what people do now, by position; goes on changing under the hands of who asks
+    showable:    bool[n + m] by position: exists, and no block without scope or times forbids it
+    experiments: those that run, holdouts first
+    is_stale:    known to be older than what was committed, while Postgres could not be asked
     """
 
     release: ServedRelease
@@ -60,6 +63,7 @@ class Inventory:
     versions: Mapping[str, str]
     live: LiveSignals
     showable: Mask
+    experiments: tuple[Experiment, ...] = ()
     is_stale: bool = False
 
     @classmethod
@@ -72,10 +76,11 @@ class Inventory:
         *,
         versions: Mapping[str, str],
         live: LiveSignals,
+        experiments: tuple[Experiment, ...] = (),
     ) -> Inventory:
         by_row = catalog.exists.copy()
         by_row[rules.blocked_always] = False
-        return cls(release, catalog, rules, keys, versions, live, by_row[release.row_of_position])
+        return cls(release, catalog, rules, keys, versions, live, by_row[release.row_of_position], experiments)
 
     def eligible(self, *, categories: Sequence[str] = (), kind: str | None = None, creator: str | None = None) -> Mask:
         """bool[n + m] by position: showable items that pass the request's filters."""
@@ -86,12 +91,12 @@ class Inventory:
         return mask
 
     def is_behind(self, known: Mapping[str, str]) -> bool:
-        """Whether Redis knows of rules or deletions that this inventory does not have."""
+        """Whether Redis knows of rules, deletions or experiments that this inventory does not have."""
         return any(known.get(name) != self.versions.get(name) for name in BEFORE_ANSWERING)
 
 
 class InventoryHost:
-    """Keeps `current` fresh: a little behind for new items, never behind for rules and deletions."""
+    """Keeps `current` fresh: a little behind for new items, never behind for rules, deletions and experiments."""
 
     def __init__(
         self,
@@ -118,7 +123,7 @@ class InventoryHost:
         self._publish()
 
     async def caught_up(self, known: Mapping[str, str] | None) -> Inventory:
-        """The current inventory, loaded again first where Redis knows newer rules or deletions.
+        """The current inventory, loaded again first where Redis knows newer rules, deletions or experiments.
 
         known: versions that came with the user's context; None where Redis is away
         Whatever Redis says, Postgres was looked at a moment ago, by the refresher or by this request. Where it does not
@@ -177,11 +182,15 @@ class InventoryHost:
         current_rules = old.rules if old and old.rules.version == now["rules"] else rules.load(db)
         catalog, changed = snapshot.refresh(db, old.catalog if old else CatalogSnapshot.empty())
         current_keys = old.keys if old and old.versions["keys"] == now["keys"] else keys.load(db, self._settings)
+        is_same = old is not None and old.versions["experiments"] == now["experiments"]
+        experiments = old.experiments if old and is_same else definitions.running(db)
         release = self._release(db, old, catalog, changed)
         if old and release is old.release and not len(changed) and now == old.versions:
             return old
         live = old.live if old and old.release is release else PositionedSignals(self._live, release.rows)
-        inventory = Inventory.of(release, catalog, current_rules, current_keys, versions=now, live=live)
+        inventory = Inventory.of(
+            release, catalog, current_rules, current_keys, versions=now, live=live, experiments=experiments
+        )
         telemetry.CATALOG_ITEMS.set(int(inventory.showable.sum()))
         telemetry.NEW_ITEMS.set(len(release.new_content))
         return inventory

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Float,
     ForeignKey,
@@ -296,6 +297,55 @@ promotions = Table(
     Column("impressions", BigInteger, nullable=False, server_default=text("0")),
     _instant("created_at", nullable=False, server_default=NOW),
     CheckConstraint("(position is null) <> (boost is null)", name="position_or_boost"),
+)
+
+experiments = Table(
+    "experiments",
+    metadata,
+    # One row for each time that an experiment was run; starting a stopped one makes the next, with a seed of its own.
+    Column("key", Text, primary_key=True),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("seed", Text, nullable=False),
+    # As it was posted: see app/experiments/definitions.py. `forced` names users.
+    Column("definition", JSONB, nullable=False),
+    # What everybody got when a holdout began, and its control group gets until it ends; null before.
+    Column("defaults", JSONB),
+    Column("status", Text, nullable=False, server_default=text("'draft'")),
+    Column("coverage", Float, nullable=False),
+    _instant("created_at", nullable=False, server_default=NOW),
+    _instant("started_at"),
+    _instant("stopped_at"),
+    CheckConstraint("status in ('draft', 'running', 'stopped')", name="status"),
+)
+
+exposures = Table(
+    "exposures",
+    metadata,
+    # The first time that a variant served a user. A user in two variants has two rows, and is left out of results.
+    Column("experiment", Text, primary_key=True),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("user_id", Text, primary_key=True),
+    Column("variant", Text, primary_key=True),
+    _instant("exposed_at", nullable=False),
+    Column("route", Text, nullable=False),
+    Column("surface", Text, nullable=False),
+    Column("release", Text),
+    Column("request_id", Text, nullable=False),
+    Column("worker", Text, nullable=False),
+    # Of `forced`, `bot`, `explored`, `fallback`; empty: clean.
+    Column("marks", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Index("ix_exposures_user_id", "user_id"),
+)
+
+exposure_losses = Table(
+    "exposure_losses",
+    metadata,
+    # Exposures that happened and could not be written down.
+    Column("experiment", Text, primary_key=True),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("variant", Text, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("lost", BigInteger, nullable=False),
 )
 
 audit_log = Table(

@@ -70,7 +70,8 @@ def everything(engine: Engine) -> str:
 @pytest.mark.usefixtures("ann")
 def test_all_traces_go_and_are_counted_and_others_stay(engine: Engine, erase: Erase) -> None:
     assert erase("ann") == {
-        "likes": 3, "event_ids": 5, "interactions": 3, "on_screen": 2, "impressions": 1, "blocks": 1,
+        "likes": 3, "event_ids": 5, "interactions": 3, "on_screen": 2, "impressions": 1, "exposures": 0,
+        "blocks": 1,
         "audit_entries": 2, "users": 1,
     }  # fmt: skip
     with engine.connect() as db:

@@ -215,7 +215,8 @@ def test_an_export_gives_back_every_column_that_an_erasure_takes(engine: Engine,
         exported = export_user(db, user)
     assert exported["user"]["attributes"] == {"nick": user}
     assert {what: len(rows) for what, rows in exported.items() if isinstance(rows, list)} == {
-        "likes": 1, "interactions": 3, "on_screen": 1, "impressions": 1, "blocks": 1, "audit_entries": 2,
+        "likes": 1, "interactions": 3, "on_screen": 1, "impressions": 1, "exposures": 0, "blocks": 1,
+        "audit_entries": 2,
     }  # fmt: skip
     assert {each["event_id"] for what in ("interactions", "on_screen") for each in exported[what]} == {
         f"{user} {n}" for n in range(4)
