@@ -167,7 +167,12 @@ class RecommendQuery(BaseModel):
     exclude: list[ItemId] = Field(default=[], max_length=1000, description="never these items; repeatable")
     surface: Surface = Field(default="feed", description="where the slate will be shown")
     recommender: Name | None = Field(default=None, description="force one by name")
-    diversity: float = Field(default=0.0, ge=0, le=1, description="0: by relevance alone, 1: by variety alone")
+    diversity: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="0: by relevance alone, 1: by variety alone; default 0 where no experiment sets it",
+    )
     include_seen: bool = Field(default=False, description="also items that the user has interacted with")
     cursor: str | None = Field(default=None, max_length=128, description="`next_cursor` of the page before")
     at: Instant | None = Field(default=None, description="answer as of this time (scope admin; leaves no impression)")

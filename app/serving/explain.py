@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from app.errors import NotFound
+from app.serving.arms import arm_of
 from app.serving.context import UserContext
 from app.serving.inventory import Inventory
-from app.serving.pipeline import Ask, build_query, rank
+from app.serving.pipeline import Ask, assigned_to, build_query, rank
 from models.contracts import Query
 
 
@@ -40,14 +41,14 @@ class Explanation:
 
 
 def explain(context: UserContext, inventory: Inventory, item_id: str, *, limit: int = 10) -> Explanation:
-    """Runs the request for real, and looks where the item went; the order is never drawn here, not even for users whose
-    slates are (see exploration). Raises NotFound for an unknown item."""
+    """Runs the request for real, in the user's variants, and looks where the item went; the order is never drawn here,
+    not even for users whose slates are (see exploration). It is no exposure. Raises NotFound for an unknown item."""
     row = inventory.catalog.row(item_id)
     if row is None:
         raise NotFound(f"item {item_id!r} does not exist")
     ask = Ask(context.user_id, limit)
     query = build_query(ask, context.view, inventory)
-    ranked = rank(ask, context, inventory, query)
+    ranked = rank(ask, context, inventory, query, arm=arm_of(assigned_to(ask, context, inventory)))
     order = [shown.row for shown in ranked.remaining]
     position = order.index(row) + 1 if row in order else None
     shown = position is not None and position <= limit

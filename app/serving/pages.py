@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from app import telemetry
 from app.errors import Gone, Invalid, Unavailable
+from app.serving.arms import NO_ARM, Arm
 from app.serving.breaker import Breaker
 from app.serving.exploration import Draw
 from app.serving.slate import Shown
@@ -54,6 +55,7 @@ class Pinned:
     window:    of popularity, where that is what the slate holds; else None
     slate_id:  request id of the first page, where the slate's order was drawn; else None
     draw:      made for the page at hand; not pinned, for it is written down with that page
+    arm:       what the variants change, for pages that need more items, whatever runs by then
     """
 
     endpoint: str
@@ -68,6 +70,7 @@ class Pinned:
     window: str | None = None
     slate_id: str | None = None
     draw: Draw | None = None
+    arm: Arm = NO_ARM
 
     @property
     def owner(self) -> str:
@@ -223,11 +226,13 @@ def _age(cursor: str) -> float:
     return time.time() - int(cursor[:8], 16)
 
 
-_KEPT = tuple(field.name for field in dataclass_fields(Pinned) if field.name != "draw")
+_KEPT = tuple(field.name for field in dataclass_fields(Pinned) if field.name not in ("draw", "arm"))
 
 
 def _encode(pinned: Pinned) -> bytes:
     kept = {name: getattr(pinned, name) for name in _KEPT}
+    if pinned.arm is not NO_ARM:
+        kept["arm"] = pinned.arm
     return orjson.dumps(kept | {"remaining": [(*item[:4], *item.reason, item.propensity) for item in pinned.remaining]})
 
 
@@ -238,4 +243,5 @@ def _decode(raw: bytes) -> Pinned:
         Shown(row, score, source, promoted, Reason(code, seed), *propensity)
         for row, score, source, promoted, code, seed, *propensity in fields["remaining"]
     )
-    return Pinned(**{**fields, "given": tuple(fields["given"]), "remaining": remaining})
+    arm = Arm(**fields["arm"]) if "arm" in fields else NO_ARM
+    return Pinned(**{**fields, "given": tuple(fields["given"]), "remaining": remaining, "arm": arm})

@@ -14,8 +14,10 @@ import numpy as np
 from app import telemetry
 from app.catalog.rules import Promotion
 from app.errors import Gone, Invalid
+from app.experiments.assigning import Assigned, assigned
 from app.feedback.user_state import UserView
 from app.serving import routing
+from app.serving.arms import NO_ARM, Arm, arm_of
 from app.serving.context import ContextReader, UserContext
 from app.serving.exploration import Draw, Exploration, Sampler
 from app.serving.impressions import Impression, ImpressionWriter
@@ -36,7 +38,8 @@ LOOKAHEAD = 40
 class Ask:
     """What a caller wants of GET /recommend; API.md gives the meaning of each field.
 
-    at: unix seconds to answer as of, None for now
+    diversity: None where the caller does not mind: 0, unless an experiment says otherwise
+    at:        unix seconds to answer as of, None for now
     """
 
     user_id: str
@@ -47,7 +50,7 @@ class Ask:
     exclude: tuple[str, ...] = ()
     surface: str = "feed"
     recommender: str | None = None
-    diversity: float = 0.0
+    diversity: float | None = None
     include_seen: bool = False
     at: float | None = None
 
@@ -96,7 +99,8 @@ class Pipeline:
         _refuse_the_past(ask, inventory)
         query = build_query(ask, context.view, inventory)
         request_id = new_request_id()
-        ranked = rank(ask, context, inventory, query, sampler=self._sampler(ask, request_id))
+        arm = arm_of(assigned_to(ask, context, inventory))
+        ranked = rank(ask, context, inventory, query, sampler=self._sampler(ask, request_id), arm=arm)
         return self._answer(request_id, ask, ranked, inventory, query, route=ranked.route)
 
     async def next_page(self, ask: Ask, cursor: str) -> Page:
@@ -118,8 +122,7 @@ class Pipeline:
 
     def _sampler(self, ask: Ask, request_id: str) -> Sampler | None:
         """Only what people see of their own accord is drawn: neither a replay nor a forced recommender."""
-        is_natural = ask.at is None and ask.recommender is None
-        return self._exploration.sampler(ask.user_id, request_id) if is_natural else None
+        return self._exploration.sampler(ask.user_id, request_id) if _is_natural(ask) else None
 
     def _answer(
         self, request_id: str, ask: Ask, pinned: Pinned, inventory: Inventory, query: Query, *, route: str
@@ -132,7 +135,7 @@ class Pipeline:
             route=route,
             recommender=pinned.recommender,
             release=pinned.release,
-            experiments=(),
+            experiments=tuple({"key": key, "variant": variant} for key, variant in pinned.variants.items()),
             first_position=len(pinned.given) + 1,
             items=tuple(with_reasons(inventory.release, shown, query, pinned.recommender)),
             inventory=inventory,
@@ -154,20 +157,29 @@ def rank(
     *,
     first_position: int = 1,
     sampler: Sampler | None = None,
+    arm: Arm = NO_ARM,
 ) -> Pinned:
     """Everything that decides: the route, the candidates, the slate.
 
     sampler: draws the order of the organic items; None leaves it.
+    arm: what the experiments that the user is in change.
     Raises Invalid for a recommender that the caller insists on and that is not served.
     """
     if ask.recommender is not None and ask.recommender not in inventory.release.recommenders:
         known = ", ".join(sorted(inventory.release.recommenders))
         raise Invalid.field(("query", "recommender"), f"{ask.recommender!r} is not served now; there are: {known}")
-    decision = routing.decide(context, forced=ask.recommender)
+    decision = routing.decide(context, forced=ask.recommender, arm=arm)
     retrieved = retrieve(inventory.release, decision.chain, query)
-    promotions = inventory.rules.promoted(categories=ask.categories, at=query.at)
+    promotions = inventory.rules.promoted(categories=ask.categories, at=query.at) if arm.promotions else ()
     slate, draw = arrange(
-        retrieved.candidates, promotions, query, inventory, ask, first_position=first_position, sampler=sampler
+        retrieved.candidates,
+        promotions,
+        query,
+        inventory,
+        ask,
+        diversity=arm.diversity(ask.diversity),
+        first_position=first_position,
+        sampler=sampler,
     )
     return Pinned(
         endpoint="recommend",
@@ -175,12 +187,13 @@ def rank(
         route=_route_of(decision, retrieved, inventory),
         recommender=retrieved.leader,
         release=inventory.release.release_id,
-        variants={},
+        variants=dict(arm.variants),
         given=(),
         remaining=tuple(slate),
         user_row=None if context.view is None else context.view.user_row,
         slate_id=None if sampler is None else sampler.seed,
         draw=draw,
+        arm=arm,
     )
 
 
@@ -188,6 +201,19 @@ def _route_of(decision: routing.Decision, retrieved: Retrieved, inventory: Inven
     """`degraded` where there is no release, the rules are stale, or the recommender that should lead is missing."""
     lost = inventory.release.release_id is None or inventory.is_stale or decision.chain[0] in retrieved.missing
     return "degraded" if lost and decision.route != "forced" else decision.route
+
+
+def assigned_to(ask: Ask, context: UserContext, inventory: Inventory) -> tuple[Assigned, ...]:
+    """The user's variants in the experiments that run, decided by what was known before this request."""
+    if not inventory.experiments or not _is_natural(ask):
+        return ()
+    route = routing.route_of(context)
+    return assigned(inventory.experiments, ask.user_id, surface=ask.surface, route=route)
+
+
+def _is_natural(ask: Ask) -> bool:
+    """Whether people see it of their own accord: neither a replay nor a recommender that somebody insists on."""
+    return ask.at is None and ask.recommender is None
 
 
 def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given: Sequence[int] = ()) -> Query:
@@ -220,14 +246,15 @@ def arrange(
     inventory: Inventory,
     ask: Ask,
     *,
+    diversity: float,
     first_position: int = 1,
     sampler: Sampler | None = None,
 ) -> tuple[list[Shown], Draw | None]:
     """Boosts, diversity, the draw and pins, in this order; pins obey the request's filters like everything else."""
     slate = boosted(candidates, promotions)
-    if ask.diversity > 0:
+    if diversity > 0:
         categories = [inventory.catalog.categories[shown.row] for shown in slate]
-        slate = diversified(slate, categories, ask.diversity, ask.limit)
+        slate = diversified(slate, categories, diversity, ask.limit)
     pins: dict[int, int] = {}
     if first_position == 1:
         pinned = [promotion.item_row for promotion in promotions if promotion.position is not None]
@@ -260,7 +287,7 @@ def extended(
     """The pinned slate and what the recommenders give beyond it, all scored below it."""
     known = [*pinned.given, *(shown.row for shown in pinned.remaining)]
     query = build_query(ask, context.view, inventory, given=known)
-    more = rank(ask, context, inventory, query, first_position=len(known) + 1, sampler=sampler)
+    more = rank(ask, context, inventory, query, first_position=len(known) + 1, sampler=sampler, arm=pinned.arm)
     return replace(pinned, remaining=(*pinned.remaining, *below(pinned.remaining, more.remaining)), draw=more.draw)
 
 
@@ -275,6 +302,7 @@ def _refuse_the_past(ask: Ask, inventory: Inventory) -> None:
 def _question(ask: Ask) -> dict[str, Any]:
     """What pages of one slate must agree on: everything but how many items a page holds."""
     question = {name: getattr(ask, name) for name in _IN_QUESTION}
+    question["diversity"] = ask.diversity or 0.0
     return {name: list(value) if isinstance(value, tuple) else value for name, value in question.items()}
 
 

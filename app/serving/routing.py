@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from app.serving.arms import NO_ARM, Arm
 from app.serving.context import UserContext
 
 Route = Literal["new", "few", "established", "listening", "degraded", "forced"]
@@ -31,18 +32,22 @@ class Decision:
     chain: tuple[str, ...]
 
 
-def decide(context: UserContext, *, forced: str | None = None) -> Decision:
-    """The route of this request (API.md, `route`).
+def decide(context: UserContext, *, forced: str | None = None, arm: Arm = NO_ARM) -> Decision:
+    """The route of this request (API.md, `route`), and its chain, at whose head an experiment may put another.
 
     forced: name of a recommender that the caller insists on; it is known to exist.
     """
     if forced is not None:
         return Decision("forced", (forced, LAST_RESORT) if forced != LAST_RESORT else (forced,))
-    route = _route(context)
-    return Decision(route, CHAINS[route])
+    route = route_of(context)
+    chain = CHAINS[route] if arm.chains is None else tuple(arm.chains.get(route, CHAINS[route]))
+    if arm.recommender is not None:
+        chain = (arm.recommender, *(name for name in chain if name != arm.recommender))
+    return Decision(route, chain)
 
 
-def _route(context: UserContext) -> Route:
+def route_of(context: UserContext) -> Route:
+    """By what is known of the user alone."""
     if context.view is None:
         return "degraded"
     if context.view.interactions == 0:

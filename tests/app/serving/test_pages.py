@@ -13,6 +13,7 @@ import redis.asyncio
 
 from app.errors import Gone, Invalid
 from app.serving import pages
+from app.serving.arms import Arm
 from app.serving.exploration import Sampler
 from app.serving.pages import PageStore, Pinned
 from app.serving.slate import Shown
@@ -48,6 +49,17 @@ def test_a_drawn_slate_keeps_its_propensities_and_leaves_its_candidates_behind(r
             return await second.get(first.put(replace(drawn, draw=draw)), "recommend", "u")
 
     assert asyncio.run(scenario()) == drawn
+
+
+def test_a_slate_stays_in_its_variants(redis_url: str) -> None:
+    arm = Arm({"ranker": "treatment"}, "als_hybrid", {"diversity": 0.2}, promotions=False, chains={"new": ["blend"]})
+    pinned = replace(PINNED, variants=dict(arm.variants), arm=arm)
+
+    async def scenario() -> Pinned:
+        async with store(redis_url) as first, store(redis_url) as second:
+            return await second.get(first.put(pinned), "recommend", "u")
+
+    assert asyncio.run(scenario()) == pinned
 
 
 def test_a_slate_pinned_before_there_were_propensities_is_still_good() -> None:

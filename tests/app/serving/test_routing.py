@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from app.feedback.user_state import UserView
+from app.serving.arms import Arm
 from app.serving.context import UserContext
 from app.serving.routing import CHAINS, LAST_RESORT, decide
 from models.recipes import RECIPES
@@ -44,3 +45,16 @@ def test_every_chain_names_recipes_and_ends_where_no_item_is_unknown(route: str)
     chain = CHAINS[route]  # type: ignore[index]
     assert set(chain) <= set(RECIPES)
     assert chain[-1] == LAST_RESORT
+
+
+def test_a_variant_leads_and_the_chain_of_the_route_stands_behind_it() -> None:
+    assert decide(context(0, 0), arm=Arm(recommender="als_hybrid")).chain == ("als_hybrid", *CHAINS["new"])
+    blended = decide(context(9, 9), arm=Arm(recommender="als_hybrid"))
+    assert blended.chain == ("als_hybrid", "blend", "live_counts", LAST_RESORT)
+    assert blended.route == "established"
+
+
+def test_who_is_held_out_gets_the_chain_of_then_where_it_had_one() -> None:
+    then = Arm(chains={"established": ["item_similarity", LAST_RESORT]})
+    assert decide(context(9, 9), arm=then).chain == ("item_similarity", LAST_RESORT)
+    assert decide(context(0, 0), arm=then).chain == CHAINS["new"]
