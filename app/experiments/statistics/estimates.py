@@ -1,0 +1,92 @@
+"""Two variants' means with their errors: ratios by the delta method, CUPED with what users did before.
+
+A ratio of totals is handled through its linearised values r + (n_i - r·d_i) / mean(d): their mean is the ratio and the
+variance of that mean is the delta method's (Deng, Knoblich, Lu, "Applying the Delta Method in Metric Analytics", KDD
+2018). All else then treats ratios and means alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.experiments.statistics.cuped import covariates, fitted
+from app.experiments.statistics.outcomes import Floats, NoComparison, Outcomes
+
+# Below this share of a mean a standard error is what rounding left of zero.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Means of control and variant, in this order, and their errors.
+
+    observed:   as they are
+    means:      as CUPED adjusts them; the observed ones without it
+    variances:  of each mean, without what both share
+    shared:     covariance of the two adjusted means, from the covariates' mean that both are moved to; it is no part of
+                the difference's error, but of a relative lift's
+    variance_reduction: 1 - var(adjusted difference) / var(observed difference); 0 without CUPED
+    """
+
+    users: tuple[int, int]
+    observed: tuple[float, float]
+    means: tuple[float, float]
+    variances: tuple[float, float]
+    shared: float
+    variance_reduction: float
+    is_adjusted: bool
+
+    @property
+    def difference(self) -> float:
+        return self.means[1] - self.means[0]
+
+    @property
+    def standard_error(self) -> float:
+        """Of the difference; exactly 0 where nothing varies but by rounding."""
+        error = float(np.sqrt(sum(self.variances)))
+        return error if error > _ROUNDING * max(map(abs, self.observed)) else 0.0
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Welch and Satterthwaite's."""
+        parts = [variance**2 / (users - 1) for variance, users in zip(self.variances, self.users, strict=True)]
+        return float(sum(self.variances) ** 2 / sum(parts))
+
+
+def estimated(control: Outcomes, variant: Outcomes, *, cuped: bool) -> Estimate:
+    """Both variants' means. Raises NoComparison below two users in one, or where a ratio has nothing to divide by."""
+    values = linearised(control, "control"), linearised(variant, "variant")
+    users = control.users, variant.users
+    observed = float(values[0].mean()), float(values[1].mean())
+    variances = float(values[0].var(ddof=1)) / users[0], float(values[1].var(ddof=1)) / users[1]
+    plain = Estimate(users, observed, observed, variances, 0.0, 0.0, False)
+    columns = covariates(control, variant) if cuped else None
+    if columns is None or plain.standard_error == 0.0:
+        return plain
+    return _adjusted(plain, values, columns)
+
+
+def linearised(outcomes: Outcomes, name: str) -> Floats:
+    """One value per user whose mean is the metric. name: of the variant, for errors."""
+    if outcomes.users < 2:
+        raise NoComparison(f"{name} has {outcomes.users} users; a comparison needs 2 in each variant")
+    if outcomes.denominator is None:
+        return outcomes.numerator
+    mean = float(outcomes.denominator.mean())
+    if mean <= 0.0:
+        raise NoComparison(
+            f"the denominator of {name} sums to {mean * outcomes.users:g}: there is nothing to divide by"
+        )
+    ratio = float(outcomes.numerator.mean()) / mean
+    return ratio + (outcomes.numerator - ratio * outcomes.denominator) / mean
+
+
+def _adjusted(plain: Estimate, values: tuple[Floats, Floats], columns: tuple[Floats, Floats]) -> Estimate:
+    fit = fitted(values, columns)
+    if fit is None:
+        return plain
+    means = plain.observed[0] - fit.shifts[0], plain.observed[1] - fit.shifts[1]
+    reduction = 1.0 - sum(fit.variances) / sum(plain.variances)
+    return Estimate(plain.users, plain.observed, means, fit.variances, fit.shared, reduction, True)
