@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import chdtrc
 from scipy.stats import binomtest
 
+from app.experiments.statistics.multiple import adjusted
+
 THRESHOLD = 0.001
 """Low, since the check is made on every look at every experiment, and what it says stops the reader."""
+
+SMALL_STRATUM = 30
+"""Users below which a stratum joins the other small ones: alone it could hardly ever be found out."""
+SMALL = "(small)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,36 @@ def sample_ratio(counts: Sequence[int], weights: Sequence[float]) -> SampleRatio
     """counts: users of each variant; weights: their planned shares, in the same order, of any sum."""
     p_value = _p_value(np.asarray(counts, dtype=np.float64), np.asarray(weights, dtype=np.float64))
     return SampleRatio(p_value, p_value < THRESHOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class StratifiedSampleRatio:
+    """Sample ratios by day, route or worker.
+
+    p_values:   of each stratum, adjusted by Holm over the strata; small strata are one, called SMALL
+    mismatched: the strata whose adjusted p-value is below the threshold, the worst first
+    """
+
+    p_values: Mapping[str, float]
+    mismatched: tuple[str, ...]
+    threshold: float = THRESHOLD
+
+
+def sample_ratio_by(counts: Mapping[str, Sequence[int]], weights: Sequence[float]) -> StratifiedSampleRatio:
+    """counts: per stratum, users of each variant. Finds one bad worker, or a bad day, that all others hide.
+
+    However many strata there are, a sound experiment is suspected with a chance of the threshold at most. Strata too
+    small for a test of their own (fewer than SMALL_STRATUM users) are added up and tested as one.
+    """
+    tested: dict[str, np.ndarray] = {}
+    for name, stratum in counts.items():
+        users = np.asarray(stratum)
+        key = SMALL if users.sum() < SMALL_STRATUM else name
+        tested[key] = tested.get(key, 0) + users
+    raw = [_p_value(users.astype(np.float64), np.asarray(weights, dtype=np.float64)) for users in tested.values()]
+    p_values = dict(zip(tested, adjusted(raw, "holm"), strict=True))
+    mismatched = sorted((name for name in p_values if p_values[name] < THRESHOLD), key=p_values.__getitem__)
+    return StratifiedSampleRatio(p_values, tuple(mismatched))
 
 
 def _p_value(counts: np.ndarray, weights: np.ndarray) -> float:
