@@ -20,8 +20,9 @@ from app.experiments.population import ELIGIBLE, Scope
 from app.experiments.statistics import Outcomes
 from app.storage.copy_out import copy_out
 
-# No timestamp is more than 5 minutes ahead of its receipt. `before` is as long as the time that the user was watched, and ends with the first exposure. A user of whom nothing
-# is known from then or earlier has no past, which is another thing than having done nothing lately.
+# No timestamp is more than 5 minutes ahead of its receipt. `before` is as long as the time that the user was watched, and
+# ends with the first exposure. A user of whom nothing is known from then or earlier has no past, which is another thing
+# than having done nothing lately.
 _USERS = f"""
 WITH eligible AS MATERIALIZED ({ELIGIBLE}), watched AS MATERIALIZED (
     SELECT eligible.*, users.row AS user_row,
