@@ -10,12 +10,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import telemetry
 from app.api import (
+    admin_experiments,
     admin_releases,
     admin_rules,
     audit,
     events,
     items,
     jobs,
+    next as next_tracks,
     openapi,
     operations,
     problems,
@@ -51,8 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     openapi.install(app)
     for router in (  # tried in this order for each request
-        events.router, recommend.router, operations.router, users.router, items.router, admin_rules.router,
-        admin_releases.router, jobs.router, audit.router, views.router,
+        events.router, recommend.router, next_tracks.router, operations.router, users.router, items.router, admin_rules.router,
+        admin_releases.router, admin_experiments.router, jobs.router, audit.router, views.router,
     ):  # fmt: skip
         app.include_router(router)
     if settings.cors_origins:

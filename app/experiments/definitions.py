@@ -70,7 +70,8 @@ class Experiment:
             weights=tuple(variant.weight for variant in self.variants),
             coverage=self.coverage,
             namespace=self.namespace,
-            forced={user_id: numbers[name] for user_id, name in self.forced.items()},
+            # A name that no variant has is for app/experiments/checks.py to refuse, which looks at a whole experiment.
+            forced={user_id: numbers[name] for user_id, name in self.forced.items() if name in numbers},
         )
         object.__setattr__(self, "assignment", allocation)
 

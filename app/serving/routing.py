@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from app.experiments import parameters
 from app.serving.arms import NO_ARM, Arm
 from app.serving.context import UserContext
 
@@ -22,6 +23,11 @@ CHAINS: dict[Route, tuple[str, ...]] = {
     "established": ("blend", "als_hybrid", "live_counts", LAST_RESORT),
     "degraded": ("live_counts", LAST_RESORT),
 }
+
+
+def defaults() -> dict[str, Any]:
+    """What is served now where no experiment has a say: a holdout keeps it for its control group."""
+    return {"chains": {route: list(chain) for route, chain in CHAINS.items()}, "parameters": parameters.defaults()}
 
 
 @dataclass(frozen=True, slots=True)
