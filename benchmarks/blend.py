@@ -30,10 +30,10 @@ from models.contracts import History, Query
 from models.data.dataset import Dataset, Interactions, ItemTable
 from models.live.state import DayLedger, LiveState
 from models.live.stream import live_state_of
-from models.ranking.features import CoVisits
+from models.ranking.features import steps_of
 from models.retrieval.dense import DenseRecommender, best_of, is_allowed
 from models.training import fit_recipes
-from models.two_stage import Blend
+from models.two_stage import Blend, _key
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "movietweetings-100k"
 SHOWN = 10
@@ -170,10 +170,8 @@ class _Writer:
 def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
     """Microseconds of each step, for users who were asked before."""
     n, live, ranker, kept = blend.n_items, blend.live_counts, blend.ranker, blend._kept
-    first, signals = queries[0], queries[0].live
-    blend.recommend(first)
-    front = kept._front
-    if front is None or signals is None:
+    signals = queries[0].live
+    if signals is None:
         raise ValueError("nobody counts")
     found: dict[str, list[float]] = {}
 
@@ -184,19 +182,23 @@ def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
         return result
 
     for query in queries:
-        timed("leading items", signals.leading)
+        blend.recommend(query)
+    for query in queries:
         allowed = timed("filters", is_allowed, query, n)
-        co_visits = timed("co-visits", CoVisits.of, query, n)
-        asked = timed("opinions and nominees of the sources, kept", blend._asked, query, front)
-        timed("opinions and nominees of the sources, anew", blend._ask, query, front)
-        nominees = timed("nominees of the co-visits", co_visits.nominees)
-        others = np.setdiff1d(nominees, asked.positions)
-        view = timed("features", blend._view, query, co_visits, asked, others)
+        chosen = timed("candidates, kept", blend._found, query)
+        personal, front, since = chosen.personal, chosen.front, chosen.since
+        steps = timed("where visitors of the latest items were, kept", steps_of, query)
+        timed("candidates, of a new history", blend._find, query, None, front, since, steps)
+        timed("candidates, after an event of somebody's", blend._find, query, chosen, front, since, steps)
+        view = timed("features", blend._view, query, personal)
         timed("of them shares", live.log_shares_of, query, view.positions)
         scores = timed("ranker", ranker.scores, view.features, view.context)
         timed("cut", best_of, view.positions, scores, allowed, query.limit)
-        best = blend.recommend(query).positions[:SHOWN]
+        best = timed("all of it", blend.recommend, query).positions[:SHOWN]
         timed("reasons for ten", blend.reasons, query, best)
+        kept.keep_found(_key(query), chosen._replace(personal=personal._replace(reasons={})))
+        blend.recommend(query)
+        timed("reasons for ten, not given before", blend.reasons, query, best)
     return {name: statistics.median(costs) for name, costs in found.items()}
 
 

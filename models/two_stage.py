@@ -8,7 +8,7 @@ each opinion is worth, and in which situation, is learned from what users chose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
@@ -34,19 +34,24 @@ from models.ranking.features import (
     SHARES,
     WIDEST,
     CoVisits,
+    Step,
     Surprise,
     context_of,
     latest_known,
+    steps_of,
 )
 from models.ranking.listwise import ListwiseRanker
 from models.retrieval.dense import DenseRecommender, allowed_scores, best_of, is_allowed
 from models.retrieval.live_counts import LiveCounts
 from models.retrieval.opinions import Opinion, Source
-from models.views import Asked, Front, Kept, Usual, View
+from models.views import Found, Front, Kept, Personal, Usual, View
 
-FEWEST_LEADING = 100
-"""Where filters leave fewer of the leading items, more than were asked for, everything allowed is a candidate."""
+FEWEST_CANDIDATES = 100
+"""Where filters leave fewer candidates, more than were asked for, everything that they allow is one."""
+_KEPT_SECONDS = 3_600
+"""So long it is kept what the sources think of a user; as of its beginning, so that nothing depends on who asked."""
 _N_LIVE = len(SHARES) + len(CO_VISITS)
+_NOBODY = np.empty(0, np.int64), np.empty((0, 0), np.float32)
 
 
 class Contribution(NamedTuple):
@@ -95,36 +100,28 @@ class Blend(DenseRecommender):
 
     def recommend(self, query: Query) -> Candidates:
         """The best of the candidates: of the leading items and of those that anything personal nominates."""
-        allowed, co_visits = is_allowed(query, self.n_items), CoVisits.of(query, self.n_items)
-        leading = self.live_counts.leading_as_fitted if query.live is None else query.live.leading()
-        front = self._kept.front(leading.chosen, self._front)
-        asked = self._asked(query, front)
-        if np.count_nonzero(allowed[front.positions]) < FEWEST_LEADING + query.limit:
-            others = allowed.copy()
-        else:
-            others = np.zeros(self.n_items, np.bool_)
-            others[leading.since] = True
-            if co_visits is not None:
-                others[co_visits.nominees()] = True
-        others[asked.positions] = False
-        view = self._view(query, co_visits, asked, others.nonzero()[0])
+        allowed, personal = is_allowed(query, self.n_items), self._found(query).personal
+        if np.count_nonzero(allowed.take(personal.positions)) < FEWEST_CANDIDATES + query.limit:
+            personal = self._with_own(allowed.nonzero()[0], personal)
+        view = self._view(query, personal)
         scores = self.ranker.scores(view.features, view.context)
         best = best_of(view.positions, scores, allowed, query.limit)
-        found = Candidates(view.positions[best].astype(np.int32), scores[best])
-        places = dict(zip(found.positions.tolist(), best.tolist(), strict=True))
+        answer = Candidates(view.positions[best].astype(np.int32), scores[best])
+        places = dict(zip(answer.positions.tolist(), best.tolist(), strict=True))
         self._kept.keep(query, view._replace(places=places))
-        return found
+        return answer
 
     def view(self, query: Query) -> View:
         """The features of all items, and the situation of the user, as of the moment of asking."""
         features = np.empty((len(self.feature_names), self.n_items), np.float32)
-        shares, co_visits = self.live_counts.log_shares(query), CoVisits.of(query, self.n_items)
+        shares, steps = self.live_counts.log_shares(query), steps_of(query)
         features[: len(SHARES)] = shares
-        features[len(SHARES) : _N_LIVE] = NO_CO_VISITS if co_visits is None else co_visits.features()
+        features[len(SHARES) : _N_LIVE] = CoVisits(steps, self.n_items).features() if steps else NO_CO_VISITS
         for row, name in enumerate(self.sources, start=_N_LIVE):
             features[row] = self.surprises[name](self.sources[name].scores(query)) if len(query.history) else 0
         context = context_of(query, shares[:, latest_known(query, self.n_items)])
-        return View(np.arange(self.n_items), features, context, co_visits, self._opinions(query))
+        everything = Personal(np.arange(self.n_items), features[len(SHARES) :], steps, self._opinions(query), {})
+        return View(everything, features, context)
 
     def weights(self) -> dict[str, float]:
         """What each feature moved an item's score by, for one deviation of the feature, on average over choices."""
@@ -145,14 +142,19 @@ class Blend(DenseRecommender):
             return reasons
         view = self._kept.view_of(query)
         if view is None:
-            asked = self._nobody_asked._replace(opinions=self._opinions(query))
-            view = self._view(query, CoVisits.of(query, self.n_items), asked, positions)
-        speaker = self._lifts(query, view, positions).argmax(axis=0)
-        for index, speak in enumerate(self._speakers(query, view), start=1):
-            own = (speaker == index).nonzero()[0]
-            for place, reason in zip(own.tolist(), speak(positions[own]) if len(own) else (), strict=True):
-                reasons[place] = reason or reasons[place]
-        return reasons
+            asked = Personal(*_NOBODY, steps_of(query), self._opinions(query), {})
+            view = self._view(query, self._with_own(positions, asked))
+        said = view.personal.reasons
+        spoken = self._lifts(query, view, positions).argmax(axis=0).tolist()
+        unsaid = [pair for pair in zip(spoken, positions.tolist(), strict=True) if pair[0] and pair not in said]
+        for speaker in sorted({speaker for speaker, _ in unsaid}):
+            own = [position for by, position in unsaid if by == speaker]
+            told = self._said(speaker, query, view.personal, np.array(own, np.int32))
+            said.update(zip([(speaker, position) for position in own], told, strict=True))
+        return [
+            said.get(pair) or reason
+            for pair, reason in zip(zip(spoken, positions.tolist(), strict=True), reasons, strict=True)
+        ]
 
     def with_new_items(self, content: Scores) -> Self:
         n_fitted = self.live_counts.n_fitted
@@ -199,51 +201,76 @@ class Blend(DenseRecommender):
         rows = {name: source.rows_of(known) for name, source in self.sources.items()}
         return Front(leading, known, rows, self._usual.of(known))
 
-    @cached_property
-    def _nobody_asked(self) -> Asked:
-        nothing = np.empty((len(self.sources), 0), np.float32)
-        return Asked(self._front(np.empty(0, np.int32)), dict.fromkeys(self.sources), np.empty(0, np.int64), nothing)
+    def _found(self, query: Query) -> Found:
+        """The user's candidates. Kept: they change with their history and the signals alone, and with the hour."""
+        live, key = query.live, _key(query)
+        # Before all that is asked of the signals: what comes in between is then looked at for the next question.
+        version = 0 if live is None else live.version
+        found = self._kept.found(key)
+        if found is not None and found.live is live and found.version == version:
+            return found
+        leading = self.live_counts.leading_as_fitted if live is None else live.leading()
+        front, steps = self._kept.front(leading.chosen, self._front), steps_of(query)
+        if found is not None and found.live is live and found.holds(front, leading.since, steps):
+            found = found._replace(version=version)
+        else:
+            found = self._find(query, found, front, leading.since, steps)._replace(version=version)
+        self._kept.keep_found(key, found)
+        return found
 
-    def _asked(self, query: Query, front: Front) -> Asked:
-        """What the sources think of the user. Kept, for it changes with their history alone, and with the minute."""
-        if len(query.history) == 0:
-            return Asked(front, dict.fromkeys(self.sources), front.positions, front.unasked)
-        history, minute = query.history, query.at // 60
-        columns = history.positions, history.weights, history.signs, history.timestamps
-        key = minute, query.preferred_categories, *(column.tobytes() for column in columns)
-        return self._kept.asked(key, front, lambda: self._ask(query, front))
+    def _find(
+        self, query: Query, before: Found | None, front: Front, since: Positions, steps: tuple[Step, ...]
+    ) -> Found:
+        """before: what was found for the same history, for which the sources need not be asked again"""
+        opinions = self._opinions(query) if before is None else before.personal.opinions
+        nominees = _nominees(opinions) if before is None else before.nominees
+        if before is not None and before.front is front:
+            positions = before.personal.positions[: before.n_asked]
+            surprises = before.personal.own[len(CO_VISITS) :, : before.n_asked]
+        else:
+            beside = self._front(self._beside(front.positions, nominees))
+            positions = np.concatenate([front.positions, beside.positions])
+            surprises = np.hstack([self._surprises_of(opinions, items) for items in (front, beside)])
+        n_asked, co_visits = len(positions), CoVisits(steps, self.n_items) if steps else None
+        met = since if co_visits is None else np.concatenate([since, co_visits.nominees()])
+        others = self._front(self._beside(positions, met))
+        positions = np.concatenate([positions, others.positions])
+        own = np.empty((len(CO_VISITS) + len(self.sources), len(positions)), np.float32)
+        own[: len(CO_VISITS)] = NO_CO_VISITS if co_visits is None else co_visits.features(positions)
+        own[len(CO_VISITS) :, :n_asked] = surprises
+        own[len(CO_VISITS) :, n_asked:] = self._surprises_of(opinions, others)
+        return Found(Personal(positions, own, steps, opinions, {}), nominees, n_asked, front, since, query.live, 0)
 
-    def _ask(self, query: Query, front: Front) -> Asked:
-        opinions = self._opinions(query)
-        nominees = np.zeros(self.n_items, np.bool_)
-        for opinion in opinions.values():
-            if opinion is not None:
-                nominees[opinion.nominees()] = True
-        nominees[front.positions] = False
-        others = nominees.nonzero()[0]
-        surprises = np.hstack([self._surprises_of(opinions, front), self._surprises_of(opinions, self._front(others))])
-        return Asked(front, opinions, np.concatenate([front.positions, others]), surprises)
+    def _with_own(self, positions: Indices, personal: Personal) -> Personal:
+        """The same user before other items, ascending or not."""
+        items = self._front(positions)
+        own = np.empty((len(CO_VISITS) + len(self.sources), len(items.positions)), np.float32)
+        steps = personal.steps
+        own[: len(CO_VISITS)] = CoVisits(steps, self.n_items).features(items.positions) if steps else NO_CO_VISITS
+        own[len(CO_VISITS) :] = self._surprises_of(personal.opinions, items)
+        return personal._replace(positions=items.positions, own=own)
+
+    def _beside(self, positions: Indices, others: Indices) -> NDArray[np.int64]:
+        """int64[k], ascending: those of the others that are not among the positions."""
+        is_other = np.zeros(self.n_items, np.bool_)
+        is_other[others] = True
+        is_other[positions] = False
+        return is_other.nonzero()[0]
 
     def _opinions(self, query: Query) -> dict[str, Opinion | None]:
         if len(query.history) == 0:
             return dict.fromkeys(self.sources)
         # Without what belongs to this question alone, such as its filters: they would be kept, too.
-        at, preferred = query.at // 60 * 60, query.preferred_categories
+        at, preferred = query.at // _KEPT_SECONDS * _KEPT_SECONDS, query.preferred_categories
         plain = Query(limit=0, at=at, history=query.history, preferred_categories=preferred)
         return {name: source.opinion(plain) for name, source in self.sources.items()}
 
-    def _view(self, query: Query, co_visits: CoVisits | None, asked: Asked, others: Indices) -> View:
-        """The features of the items that the sources were asked about, and of others."""
-        positions, latest = np.concatenate([asked.positions, others]), latest_known(query, self.n_items)
-        k, known = len(positions), len(asked.positions)
-        features = np.empty((len(self.feature_names), k), np.float32)
-        shares = self.live_counts.log_shares_of(query, np.concatenate([positions, latest]))
-        features[: len(SHARES)] = shares[:, :k]
-        features[len(SHARES) : _N_LIVE] = NO_CO_VISITS if co_visits is None else co_visits.features(positions)
-        features[_N_LIVE:, :known] = asked.surprises
-        if known < k:
-            features[_N_LIVE:, known:] = self._surprises_of(asked.opinions, self._front(others))
-        return View(positions, features, context_of(query, shares[:, k:]), co_visits, asked.opinions)
+    def _view(self, query: Query, personal: Personal) -> View:
+        k = len(personal.positions)
+        asked = np.concatenate([personal.positions, latest_known(query, self.n_items)])
+        shares = self.live_counts.log_shares_of(query, asked)
+        features = np.concatenate([shares[:, :k], personal.own])
+        return View(personal, features, context_of(query, shares[:, k:]))
 
     def _surprises_of(self, opinions: Mapping[str, Opinion | None], items: Front) -> NDArray[np.float32]:
         """float32[sources, k]: how surprising each source's scores of the items are, 0 where it has no opinion."""
@@ -263,8 +290,7 @@ class Blend(DenseRecommender):
         """
         places = [view.places.get(position) for position in positions.tolist()]
         if None in places:
-            asked = self._nobody_asked._replace(opinions=view.opinions)
-            features = self._view(query, view.co_visits, asked, positions).features
+            features = self._view(query, self._with_own(positions, view.personal)).features
         else:
             features = view.features.take(np.array(places), axis=1)
         lifts = self.ranker.effects(features, view.context)
@@ -274,18 +300,29 @@ class Blend(DenseRecommender):
         n_shares = len(SHARES)
         return np.vstack([lifts[:n_shares].sum(axis=0), lifts[n_shares:_N_LIVE].sum(axis=0), lifts[_N_LIVE:]])
 
-    def _speakers(self, query: Query, view: View) -> Iterator[Callable[[Positions], Sequence[Reason | None]]]:
-        """Who gives the reason, where it is not the live counts: co-visits, then the sources."""
-        liked = set(query.history.liked.tolist())
-        yield lambda positions: _led_here(view.co_visits, liked, positions)
-        for opinion in view.opinions.values():
-            yield (lambda positions: [None] * len(positions)) if opinion is None else opinion.reasons
+    def _said(self, speaker: int, query: Query, personal: Personal, positions: Positions) -> Sequence[Reason | None]:
+        """What co-visits, 1, or a source gives for the reason."""
+        if speaker == 1 and personal.steps:
+            return _led_here(CoVisits(personal.steps, self.n_items), set(query.history.liked.tolist()), positions)
+        opinion = None if speaker == 1 else list(personal.opinions.values())[speaker - 2]
+        return [None] * len(positions) if opinion is None else opinion.reasons(positions)
 
 
-def _led_here(co_visits: CoVisits | None, liked: set[int], positions: Positions) -> list[Reason | None]:
+def _nominees(opinions: Mapping[str, Opinion | None]) -> NDArray[np.int64]:
+    """int64[k], ascending"""
+    found = [opinion.nominees() for opinion in opinions.values() if opinion is not None]
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def _key(query: Query) -> Hashable:
+    """What the sources are told of the user, and as of which hour."""
+    history, hour = query.history, query.at // _KEPT_SECONDS
+    columns = history.positions, history.weights, history.signs, history.timestamps
+    return hour, query.preferred_categories, *(column.tobytes() for column in columns)
+
+
+def _led_here(co_visits: CoVisits, liked: set[int], positions: Positions) -> list[Reason | None]:
     """None where nobody was led to the position by what the user liked."""
-    if co_visits is None:
-        return [None] * len(positions)
     leaders = co_visits.leading(positions, liked)
     return [None if leader is None else Reason("similar_to_liked", leader) for leader in leaders]
 

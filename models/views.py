@@ -8,31 +8,48 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Indices, Positions, Query
-from models.ranking.features import CoVisits
+from models.contracts import Indices, LiveSignals, Positions, Query, Reason
+from models.ranking.features import Step
 from models.retrieval.opinions import Opinion
 
 MOST_USERS = 1_500
-"""Users of whom it is kept what the sources think of them: about 30 kB each, in every process that answers."""
+"""Users of whom it is kept what their candidates are: about 35 kB each, in every process that answers."""
+
+
+class Personal(NamedTuple):
+    """Some items, and what of their features is the user's own.
+
+    positions: int64[k], each once, in any order
+    own:       float32[2 + sources, k]: co-visits, then surprises
+    steps:     what the co-visits were counted from
+    opinions:  by source, None where it has nothing to say
+    reasons:   that were given before, by who spoke and position; None where it was none
+    """
+
+    positions: NDArray[np.int64]
+    own: NDArray[np.float32]
+    steps: tuple[Step, ...]
+    opinions: Mapping[str, Opinion | None]
+    reasons: dict[tuple[int, int], Reason | None]
 
 
 class View(NamedTuple):
     """What the ranker sees of a query.
 
-    positions: of k items, each once, in any order
-    features:  float32[f, k]
-    context:   float32[c], the situation of the user
-    co_visits: what the features of that name were counted from
-    opinions:  by source, None where it has nothing to say
-    places:    where in `positions` those stand that were answered with
+    features: float32[f, k]
+    context:  float32[c], the situation of the user
+    places:   where among the positions those stand that were answered with
     """
 
-    positions: Indices
+    personal: Personal
     features: NDArray[np.float32]
     context: NDArray[np.float32]
-    co_visits: CoVisits | None
-    opinions: Mapping[str, Opinion | None]
     places: Mapping[int, int] = {}
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64[k], of the features' columns."""
+        return self.personal.positions
 
 
 class Usual(NamedTuple):
@@ -60,24 +77,31 @@ class Front(NamedTuple):
     rows: Mapping[str, NDArray[Any]]
     usual: Usual
 
-    @property
-    def unasked(self) -> NDArray[np.float32]:
-        """float32[sources, k]: surprises where no source has an opinion."""
-        return np.zeros_like(self.usual.means)
 
+class Found(NamedTuple):
+    """One user's candidates, and what they were found from.
 
-class Asked(NamedTuple):
-    """What the sources think of one user.
-
-    front:     the leading items at the time
-    positions: int64[k]: theirs, then those of the sources' nominees
-    surprises: float32[sources, k], of these
+    nominees:      int64[k], ascending, the best of the sources
+    n_asked:       so many candidates are of the front or nominees; the others depend on `since` and the steps
+    front, since:  what led then
+    live, version: the signals, and as of when they were last found to say what stands here
     """
 
+    personal: Personal
+    nominees: NDArray[np.int64]
+    n_asked: int
     front: Front
-    opinions: Mapping[str, Opinion | None]
-    positions: NDArray[np.int64]
-    surprises: NDArray[np.float32]
+    since: Positions
+    live: LiveSignals | None
+    version: int
+
+    def holds(self, front: Front, since: Positions, steps: tuple[Step, ...]) -> bool:
+        """Whether these are the very arrays that it was found from: the signals give the same ones while they hold."""
+        return (
+            self.front is front
+            and self.since is since
+            and all(a.items is b.items for a, b in zip(self.personal.steps, steps, strict=True))
+        )
 
 
 class Kept:
@@ -86,10 +110,10 @@ class Kept:
     Each is one object, replaced as a whole: among threads one may be missed, never mixed up with another's.
     """
 
-    __slots__ = ("_asked", "_front", "_view")
+    __slots__ = ("_found", "_front", "_view")
 
     def __init__(self) -> None:
-        self._asked: dict[Hashable, Asked] = {}
+        self._found: dict[Hashable, Found] = {}
         self._front: Front | None = None
         self._view: tuple[Query, View] | None = None
 
@@ -100,15 +124,15 @@ class Kept:
             front = self._front = make(leading)
         return front
 
-    def asked(self, key: Hashable, front: Front, ask: Callable[[], Asked]) -> Asked:
-        """What was found for this key and front, of the last MOST_USERS."""
-        found = self._asked.get(key)
-        if found is None or found.front is not front:
-            if len(self._asked) >= MOST_USERS:
-                # All at once: to look for the oldest among threads takes a lock.
-                self._asked = {}
-            found = self._asked[key] = ask()
-        return found
+    def found(self, key: Hashable) -> Found | None:
+        """What was found for this key, of the last MOST_USERS."""
+        return self._found.get(key)
+
+    def keep_found(self, key: Hashable, found: Found) -> None:
+        if len(self._found) >= MOST_USERS and key not in self._found:
+            # All at once: to look for the oldest among threads takes a lock.
+            self._found = {}
+        self._found[key] = found
 
     def keep(self, query: Query, view: View) -> None:
         self._view = query, view

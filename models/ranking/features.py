@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -52,17 +53,28 @@ class CoVisits:
     """
 
     def __init__(self, steps: Sequence[Step], n: int) -> None:
-        """steps: one at least; n: positions 0 … n-1 are spoken of"""
-        self._seeds = [step.seed for step in steps]
-        self._sizes = [len(step.items) for step in steps]
-        self._items = np.concatenate([step.items for step in steps])
-        self._shares = np.concatenate([step.shares for step in steps])
-        self._shares *= np.repeat(_DISCOUNTS[: len(steps)], self._sizes)
-        # Of many items few are met by anyone: then the sums are kept of these alone.
-        self._known = np.unique(self._items[self._items < n]) if n > _MOST_DENSE else np.arange(0)
+        """steps: one at least, see `steps_of`; n: positions 0 … n-1 are spoken of"""
+        self._steps = steps
         self._n = n
-        self._met = self._sums(self._items, self._shares)
-        self._met_after_last = self._sums(steps[0].items, steps[0].shares)
+
+    @cached_property
+    def _entries(self) -> tuple[Positions, Scores, list[int]]:
+        """All steps' items and discounted shares one after the other, and how many each step has."""
+        sizes = [len(step.items) for step in self._steps]
+        shares = np.concatenate([step.shares for step in self._steps])
+        shares *= _DISCOUNTS[: len(sizes)].repeat(sizes)
+        return np.concatenate([step.items for step in self._steps]), shares, sizes
+
+    @cached_property
+    def _known(self) -> NDArray[np.int64]:
+        """Of many items few are met by anyone: then the sums are kept of these alone."""
+        items = self._entries[0]
+        return np.unique(items[items < self._n]).astype(np.int64) if self._n > _MOST_DENSE else np.arange(0)
+
+    @cached_property
+    def _met(self) -> NDArray[np.float64]:
+        items, shares, _ = self._entries
+        return self._sums(items, shares)
 
     def _sums(self, items: Positions, shares: Scores) -> NDArray[np.float64]:
         """float64[n], of each item; where there are many float64[known], of these alone."""
@@ -78,21 +90,20 @@ class CoVisits:
 
     @classmethod
     def of(cls, query: Query, n: int) -> CoVisits | None:
-        """Of the last ten items of the history; None without any, and without live signals."""
-        if query.live is None or len(query.history) == 0:
-            return None
-        seeds = query.history.positions[: -STEPS_BACK - 1 : -1].tolist()
-        return cls([Step(seed, *query.live.covisited(seed)) for seed in seeds], n)
+        """None without a history, and without live signals."""
+        steps = steps_of(query)
+        return cls(steps, n) if steps else None
 
     @property
     def seeds(self) -> list[int]:
         """The items that were looked at, the newest first."""
-        return self._seeds
+        return [step.seed for step in self._steps]
 
     def features(self, positions: Indices | None = None) -> NDArray[np.float32]:
         """float32[2, k], of all n without positions: logarithms of how often visitors of all the seeds, and of the
         newest alone, met each."""
-        met = self._met, self._met_after_last
+        last = self._steps[0]
+        met = self._met, self._sums(last.items, last.shares)
         if self._n > _MOST_DENSE:
             places = self._places(np.arange(self._n) if positions is None else positions)
             shares = np.array([np.append(sums, 0).take(places) for sums in met], np.float32)
@@ -110,15 +121,24 @@ class CoVisits:
 
     def leading(self, positions: Positions, seeds: Collection[int]) -> list[int | None]:
         """Of each position, that of these seeds whose visitors met it most; None where those of none did."""
-        shares = self._shares * np.repeat([seed in seeds for seed in self._seeds], self._sizes)
-        ends = np.cumsum(self._sizes)
+        items, shares, sizes = self._entries
+        shares = shares * np.repeat([seed in seeds for seed in self.seeds], sizes)
+        ends = np.cumsum(sizes)
         leaders: list[int | None] = []
         for position in positions.tolist():
-            entries = (self._items == position).nonzero()[0]
+            entries = (items == position).nonzero()[0]
             leading = entries[shares[entries].argmax()] if len(entries) else 0
             is_led = len(entries) and shares[leading] > 0
-            leaders.append(self._seeds[int(ends.searchsorted(leading, "right"))] if is_led else None)
+            leaders.append(self._steps[int(ends.searchsorted(leading, "right"))].seed if is_led else None)
         return leaders
+
+
+def steps_of(query: Query) -> tuple[Step, ...]:
+    """From the last ten items of the history, the newest first; none without live signals."""
+    if query.live is None or len(query.history) == 0:
+        return ()
+    seeds = query.history.positions[: -STEPS_BACK - 1 : -1].tolist()
+    return tuple([Step(seed, *query.live.covisited(seed)) for seed in seeds])
 
 
 _DISCOUNTS = (STEP_DISCOUNT ** np.arange(STEPS_BACK)).astype(np.float32)
