@@ -10,14 +10,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import telemetry
 from app.api import (
+    admin_experiment_results,
     admin_experiments,
     admin_releases,
     admin_rules,
     audit,
     events,
+    experiments,
     items,
     jobs,
-    next as next_tracks,
+    next_track,
     openapi,
     operations,
     problems,
@@ -53,8 +55,10 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     openapi.install(app)
     for router in (  # tried in this order for each request
-        events.router, recommend.router, next_tracks.router, operations.router, users.router, items.router, admin_rules.router,
-        admin_releases.router, admin_experiments.router, jobs.router, audit.router, views.router,
+        events.router, recommend.router, next_track.router, operations.router, users.router, items.router,
+        admin_rules.router,
+        admin_releases.router, admin_experiments.router,
+        admin_experiment_results.router, experiments.router, jobs.router, audit.router, views.router,
     ):  # fmt: skip
         app.include_router(router)
     if settings.cors_origins:

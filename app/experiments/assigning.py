@@ -7,7 +7,7 @@ exposed once stays in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from app.experiments.definitions import Experiment, Variant
@@ -44,6 +44,19 @@ def assigned(
             return (mine,)
         found.append(mine)
     return tuple(found)
+
+
+def membership(running: Iterable[Experiment], user_id: str) -> Iterator[tuple[Experiment, Variant | None]]:
+    """Each experiment with the user's variant, by the id alone; None where the user is not in it.
+
+    running: holdouts first
+    """
+    is_out = False
+    for experiment in running:
+        number = None if is_out else experiment.assignment.variant_of(user_id)
+        variant = None if number is None else experiment.variants[number]
+        is_out = is_out or (experiment.holdout and variant is experiment.control)
+        yield experiment, variant
 
 
 def is_held_out(mine: Assigned) -> bool:

@@ -219,3 +219,35 @@ def test_an_experiment_that_does_not_exist_is_404_and_others_may_not_ask(a: Serv
     with a.as_("write") as writer:
         assert writer.get("/admin/experiments").status_code == 403
         assert writer.post("/admin/experiments", json=an_experiment()).status_code == 403
+
+
+def assignments(service: Service, user: str) -> dict[str, dict[str, Any]]:
+    items = service.client.get("/experiments/assignment", params={"user_id": user}).json()["items"]
+    return {each["key"]: each for each in items}
+
+
+def test_an_assignment_is_what_the_next_answer_says(a: Service, b: Service, define: Define) -> None:
+    half = define(coverage=0.5)
+    key, users = half["key"], [someone() for _ in range(30)]
+    assert key not in assignments(b, users[0])
+    act(a, key, "start")
+    told = {user: assignments(b, user)[key] for user in users}
+    for user in users:
+        served = {each["key"]: each["variant"] for each in recommend(b, user, surface=half["surface"])["experiments"]}
+        assert told[user]["variant"] == served.get(key)
+        assert told[user]["in_experiment"] == (key in served)
+    assert {each["variant"] for each in told.values()} == {None, "control", "popular"}
+
+
+def test_who_is_held_out_is_in_nothing_else(a: Service, b: Service, define: Define) -> None:
+    out, compared, other = someone(), someone(), define()
+    names = {out: "control", compared: "other"}
+    holdout = define(holdout=True, variants=HALVES, coverage=0.0, forced=names)
+    for each in (other, holdout):
+        act(a, each["key"], "start")
+    assert assignments(b, out)[holdout["key"]]["variant"] == "control"
+    assert not assignments(b, out)[other["key"]]["in_experiment"]
+    assert assignments(b, compared)[other["key"]]["in_experiment"]
+    page = recommend(b, out, surface=other["surface"])
+    assert page["experiments"] == [{"key": holdout["key"], "variant": "control"}]
+    assert len(recommend(b, compared, surface=other["surface"])["experiments"]) == 2
