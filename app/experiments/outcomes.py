@@ -20,7 +20,7 @@ from app.experiments.population import ELIGIBLE, Scope
 from app.experiments.statistics import Outcomes
 from app.storage.copy_out import copy_out
 
-# No timestamp is more than 5 minutes ahead of its receipt. `before` is as long as the time that the user was watched, and
+# No timestamp is more than 5 minutes ahead of its receipt. What is `before` is as long as the user was watched, and it
 # ends with the first exposure. A user of whom nothing is known from then or earlier has no past, which is another thing
 # than having done nothing lately.
 _USERS = f"""
