@@ -12,67 +12,84 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dsyev
 
 from app.experiments.statistics.outcomes import Floats, Outcomes
 
+# Directions in which the covariates vary less than this, of at most as many as there are, say nothing of their own.
+_RANK = 1e-10
 
-class Fit(NamedTuple):
-    """shifts: what to subtract from each mean; variances: of the adjusted means; shared: their covariance besides."""
 
-    shifts: tuple[float, float]
+class Moments(NamedTuple):
+    """Of one variant: users, means (k + 1) and sums of centred products (k + 1, k + 1); the metric first."""
+
+    users: int
+    means: Floats
+    products: Floats
+
+
+class Adjustment(NamedTuple):
+    """means and their variances, of control and variant; shared: what both means vary by together, besides."""
+
+    means: tuple[float, float]
     variances: tuple[float, float]
     shared: float
 
 
 def covariates(control: Outcomes, variant: Outcomes) -> tuple[Floats, Floats] | None:
-    """Columns (users, k) of each variant, alike in meaning; None where no past is known or nobody's differs."""
+    """Rows (k, users) of each variant, alike in meaning; None where nobody's past is known."""
     past = [
-        np.concatenate([before, after])
-        for before, after in (
+        np.concatenate([one, other])
+        for one, other in (
             (control.before_numerator, variant.before_numerator),
             (control.before_denominator, variant.before_denominator),
         )
-        if before is not None and after is not None
+        if one is not None and other is not None
     ]
     if not past:
         return None
-    missing = np.isnan(past).any(axis=0)
+    missing = np.isnan(sum(past))
     if missing.all():
         return None
-    columns: list[Floats] = [np.where(missing, column[~missing].mean(), column) for column in past]
     if missing.any():
-        columns.append(np.where(missing, 1.0, 0.0))
-    varying = [column for column in columns if column.min() < column.max()]
-    if not varying:
-        return None
-    stacked = np.stack(varying, axis=1)
-    return stacked[: control.users], stacked[control.users :]
+        past = [np.where(missing, row[~missing].mean(), row) for row in past] + [missing.astype(np.float64)]
+    rows = np.stack(past)
+    return rows[:, : control.users], rows[:, control.users :]
 
 
-def fitted(values: tuple[Floats, Floats], columns: tuple[Floats, Floats]) -> Fit | None:
-    """Least squares within the variants; None where there are too few users to fit and to estimate an error."""
-    users = len(values[0]), len(values[1])
-    total, count = sum(users), columns[0].shape[1]
-    free = total - 2 - count
-    if free < 1:
+def moments(values: Floats, rows: Floats | None = None) -> Moments:
+    """values: of the metric, one per user; rows: their covariates, if any."""
+    table = values[np.newaxis] if rows is None else np.concatenate([values[np.newaxis], rows])
+    means = table.sum(axis=1) / len(values)
+    centred = table - means[:, np.newaxis]
+    return Moments(len(values), means, centred @ centred.T)
+
+
+def adjusted(control: Moments, variant: Moments) -> Adjustment | None:
+    """Least squares within the variants; None where no covariate varies, or too few users leave nothing for errors."""
+    total = control.users + variant.users
+    products = control.products + variant.products
+    theta, rank = _solved(products[1:, 1:], products[1:, 0])
+    free = total - 2 - rank
+    if rank == 0 or free < 1:
         return None
-    averages = columns[0].mean(axis=0), columns[1].mean(axis=0)
-    centred = columns[0] - averages[0], columns[1] - averages[1]
-    residuals = values[0] - values[0].mean(), values[1] - values[1].mean()
-    gram = centred[0].T @ centred[0] + centred[1].T @ centred[1]
-    scale = np.sqrt(np.diag(gram))
-    scale[scale == 0.0] = 1.0
-    moments = (residuals[0] @ centred[0] + residuals[1] @ centred[1]) / scale
-    # The pseudo-inverse gives columns that say the same thing one coefficient between them.
-    theta = np.linalg.pinv(gram / np.outer(scale, scale), rcond=1e-10, hermitian=True) @ moments / scale
-    middle = (users[0] * averages[0] + users[1] * averages[1]) / total
+    middle = (control.users * control.means[1:] + variant.users * variant.means[1:]) / total
     spread = (total - 2) / free  # each coefficient costs a degree of freedom
-    variances = [
-        float(np.sum((residual - centre @ theta) ** 2)) / (n - 1) / n * spread
-        for residual, centre, n in zip(residuals, centred, users, strict=True)
-    ]
-    return Fit(
-        shifts=(float((averages[0] - middle) @ theta), float((averages[1] - middle) @ theta)),
-        variances=(variances[0], variances[1]),
-        shared=float(theta @ gram @ theta) / (total - 2) / total,
-    )
+    contrast = np.concatenate([[1.0], -theta])
+    means, variances = [], []
+    for one in (control, variant):
+        means.append(float(one.means[0] - (one.means[1:] - middle) @ theta))
+        left = max(float(contrast @ one.products @ contrast), 0.0)
+        variances.append(left / (one.users - 1) / one.users * spread)
+    shared = float(theta @ products[1:, 1:] @ theta) / (total - 2) / total
+    return Adjustment((means[0], means[1]), (variances[0], variances[1]), shared)
+
+
+def _solved(gram: Floats, right: Floats) -> tuple[Floats, int]:
+    """Coefficients and the gram matrix's rank; columns that say the same thing share one coefficient."""
+    scale = np.sqrt(gram.diagonal())
+    scale[scale == 0.0] = 1.0
+    eigenvalues, vectors, _ = dsyev(gram / np.outer(scale, scale))
+    kept = eigenvalues > _RANK
+    basis = vectors[:, kept]
+    return basis @ (basis.T @ (right / scale) / eigenvalues[kept]) / scale, int(kept.sum())

@@ -7,11 +7,11 @@ variance of that mean is the delta method's (Deng, Knoblich, Lu, "Applying the D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from app.experiments.statistics.cuped import covariates, fitted
+from app.experiments.statistics.cuped import Moments, adjusted, covariates, moments
 from app.experiments.statistics.outcomes import Floats, NoComparison, Outcomes
 
 # Below this share of a mean a standard error is what rounding left of zero.
@@ -58,14 +58,35 @@ class Estimate:
 def estimated(control: Outcomes, variant: Outcomes, *, cuped: bool) -> Estimate:
     """Both variants' means. Raises NoComparison below two users in one, or where a ratio has nothing to divide by."""
     values = linearised(control, "control"), linearised(variant, "variant")
-    users = control.users, variant.users
-    observed = float(values[0].mean()), float(values[1].mean())
-    variances = float(values[0].var(ddof=1)) / users[0], float(values[1].var(ddof=1)) / users[1]
-    plain = Estimate(users, observed, observed, variances, 0.0, 0.0, False)
-    columns = covariates(control, variant) if cuped else None
-    if columns is None or plain.standard_error == 0.0:
+    rows = covariates(control, variant) if cuped else None
+    of_control = moments(values[0], rows[0] if rows else None)
+    of_variant = moments(values[1], rows[1] if rows else None)
+    plain = _unadjusted(of_control, of_variant)
+    found = adjusted(of_control, of_variant) if rows and plain.standard_error > 0.0 else None
+    if found is None:
         return plain
-    return _adjusted(plain, values, columns)
+    return replace(
+        plain,
+        means=found.means,
+        variances=found.variances,
+        shared=found.shared,
+        variance_reduction=1.0 - sum(found.variances) / sum(plain.variances),
+        is_adjusted=True,
+    )
+
+
+def _unadjusted(control: Moments, variant: Moments) -> Estimate:
+    means = float(control.means[0]), float(variant.means[0])
+    variances = [float(one.products[0, 0]) / (one.users - 1) / one.users for one in (control, variant)]
+    return Estimate(
+        users=(control.users, variant.users),
+        observed=means,
+        means=means,
+        variances=(variances[0], variances[1]),
+        shared=0.0,
+        variance_reduction=0.0,
+        is_adjusted=False,
+    )
 
 
 def linearised(outcomes: Outcomes, name: str) -> Floats:
@@ -74,19 +95,8 @@ def linearised(outcomes: Outcomes, name: str) -> Floats:
         raise NoComparison(f"{name} has {outcomes.users} users; a comparison needs 2 in each variant")
     if outcomes.denominator is None:
         return outcomes.numerator
-    mean = float(outcomes.denominator.mean())
-    if mean <= 0.0:
-        raise NoComparison(
-            f"the denominator of {name} sums to {mean * outcomes.users:g}: there is nothing to divide by"
-        )
-    ratio = float(outcomes.numerator.mean()) / mean
-    return ratio + (outcomes.numerator - ratio * outcomes.denominator) / mean
-
-
-def _adjusted(plain: Estimate, values: tuple[Floats, Floats], columns: tuple[Floats, Floats]) -> Estimate:
-    fit = fitted(values, columns)
-    if fit is None:
-        return plain
-    means = plain.observed[0] - fit.shifts[0], plain.observed[1] - fit.shifts[1]
-    reduction = 1.0 - sum(fit.variances) / sum(plain.variances)
-    return Estimate(plain.users, plain.observed, means, fit.variances, fit.shared, reduction, True)
+    total = float(outcomes.denominator.sum())
+    if total <= 0.0:
+        raise NoComparison(f"the denominator of {name} sums to {total:g}: there is nothing to divide by")
+    ratio = float(outcomes.numerator.sum()) / total
+    return ratio + (outcomes.numerator - ratio * outcomes.denominator) * (outcomes.users / total)

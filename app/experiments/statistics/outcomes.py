@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,7 +67,12 @@ def _checked(name: str, given: Floats, users: int) -> Floats:
     array = np.asarray(given, dtype=np.float64)
     if array.shape != (users,):
         raise ValueError(f"{name} has shape {array.shape}, not ({users},): one entry per user")
-    wrong = np.isinf(array) if name.startswith("before") else ~np.isfinite(array)
+    if name.startswith("before"):
+        wrong = np.isinf(array)
+    elif math.isfinite(array.sum()):  # so is then each of them: quicker than to look at all
+        return array
+    else:
+        wrong = ~np.isfinite(array)
     if wrong.any():
         raise NoComparison(f"{name} of user {int(wrong.argmax())} is {array[wrong.argmax()]}, no number to count with")
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -30,7 +31,10 @@ def winsorised(control: Outcomes, variant: Outcomes, quantile: float | None) -> 
 
 def _top(pooled: Floats, quantile: float) -> float:
     positive = pooled[pooled > 0.0]  # leaves nan out as well
-    return float(np.quantile(positive, quantile)) if len(positive) else np.inf
+    if not len(positive):
+        return math.inf
+    rank = math.ceil(quantile * len(positive)) - 1
+    return float(np.partition(positive, rank)[rank])
 
 
 def _cut(outcomes: Outcomes, tops: Mapping[str, float]) -> Outcomes:
