@@ -21,6 +21,7 @@ from sqlalchemy import Engine, text
 from threadpoolctl import threadpool_limits
 
 from app import telemetry
+from app.experiments.exposure_log import ExposureLog
 from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.ingest import Ingest
 from app.live.follower import LiveFollower
@@ -64,6 +65,7 @@ class Resources:
     live: LiveFollower
     ingest: Ingest
     impressions: ImpressionWriter
+    exposures: ExposureLog
     inventories: InventoryHost
     contexts: ContextReader
     pages: PageStore
@@ -95,6 +97,7 @@ class Resources:
         return {
             "events": self.ingest.queued_events,
             "impressions": self.impressions.queued,
+            "exposures": self.exposures.queued,
             "pages": self.pages.unwritten,
             "threads": current_default_thread_limiter().statistics().tasks_waiting,
         }
@@ -170,6 +173,14 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.callback(ingest.close)
         impressions = ImpressionWriter(engine, capacity=settings.impressions_queue)
         stack.callback(impressions.close)
+        exposures = ExposureLog(
+            engine,
+            ingest.views,
+            folder=settings.data_dir / "exposures",
+            database_id=inventories.models.database_id,
+            capacity=settings.exposures_queue,
+        )
+        stack.callback(exposures.close)
         contexts = ContextReader(
             engine=engine,
             cache=cache,
@@ -194,6 +205,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             live=live,
             ingest=ingest,
             impressions=impressions,
+            exposures=exposures,
             inventories=inventories,
             contexts=contexts,
             pages=pages,
@@ -203,6 +215,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                 pages=pages,
                 impressions=impressions,
                 exploration=Exploration(settings.explore_share, settings.explore_temperature),
+                exposures=exposures,
             ),
             scraping=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="metrics")),
         )

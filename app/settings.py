@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     )
     ingest_queue: int = Field(default=10_000, ge=1, description="events that may wait; beyond it 503")
     impressions_queue: int = Field(default=10_000, ge=1, description="slates that may wait; beyond it counted as lost")
+    exposures_queue: int = Field(default=10_000, ge=1, description="exposures that may wait; beyond it counted as lost")
     explore_share: float = Field(default=0.01, ge=0, le=1, description="share of users whose slates are drawn")
     explore_temperature: float = Field(
         default=0.5, ge=0.1, le=100, description="of the draw: lower keeps more of the order"

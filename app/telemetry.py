@@ -21,6 +21,10 @@ RECOMMENDER_FAILURES = Counter("segue_recommender_failures_total", "Recommenders
 EVENTS = Counter("segue_events_total", "Events received", ["outcome"])
 IMPRESSIONS_LOST = Counter("segue_impressions_lost_total", "Shown slates that were never written", ["variant"])
 IMPRESSIONS_WRITTEN = Counter("segue_impressions_written_total", "Shown slates written to Postgres")
+EXPOSURES_WRITTEN = Counter("segue_exposures_written_total", "Exposures to experiments written to Postgres")
+EXPOSURES_LOST = Counter(
+    "segue_exposures_lost_total", "Exposures to experiments that were never written", ["experiment", "variant"]
+)
 VIEW_READS = Counter("segue_user_view_reads_total", "Where a user's past was read from", ["source"])
 REFUSED = Counter("segue_refused_total", "Requests and connections turned away to protect the service", ["reason"])
 QUEUED = Gauge("segue_queue_length", "What waits in each bounded queue", ["queue"], multiprocess_mode="livesum")

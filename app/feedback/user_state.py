@@ -173,7 +173,10 @@ SELECT user_row, preferred_categories,
     (SELECT count(*) FROM states WHERE sign > 0) AS positives,
     (SELECT array_agg(item_row ORDER BY nth_seen DESC) FROM numbered WHERE nth_seen <= %(seen_limit)s) AS seen,
     (SELECT json_agg(json_build_array(item_row, kind, value, extract(epoch FROM at)) ORDER BY nth_newest DESC)
-       FROM numbered WHERE nth_newest <= %(history_length)s) AS history
+       FROM numbered WHERE nth_newest <= %(history_length)s) AS history,
+    (SELECT json_agg(json_build_array(experiment, exposures.run))
+       FROM experiments JOIN exposures ON experiment = key AND exposures.run = experiments.run
+       WHERE user_id = %(user_id)s AND status = 'running' AND definition ->> 'route' IS NOT NULL) AS exposed
 FROM owner
 """
 
@@ -210,4 +213,5 @@ def _view(row: Any, settings: Settings) -> UserView:
         interactions=row.interactions,
         positives=row.positives,
         preferred_categories=tuple(row.preferred_categories),
+        exposed=frozenset((key, run) for key, run in row.exposed or ()),
     )

@@ -10,9 +10,9 @@ import orjson
 from numpy.typing import NDArray
 
 FORMAT = 1
-HEADER = struct.Struct("<BxxxiIIIII4x")
-"""format, user row (-1: none), history, seen, interactions, positives, bytes of categories; 32 bytes, so that
-the float64 array behind it is aligned."""
+HEADER = struct.Struct("<BxxxiIIIIII")
+"""format, user row (-1: none), history, seen, interactions, positives, bytes of categories and of exposures; 32 bytes,
+so that the float64 array behind it is aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class UserView:
                   back included; the newest `seen_limit`, oldest first
     interactions: how many distinct items the user interacted with, however many are kept above
     positives:    how many of them are in a positive state
+    exposed:      key and run of the experiments that the user is in for good, though the route may change: those that
+                  are restricted to one and ran when the past was read
     """
 
     user_row: int | None
@@ -39,6 +41,7 @@ class UserView:
     interactions: int
     positives: int
     preferred_categories: tuple[str, ...]
+    exposed: frozenset[tuple[str, int]] = frozenset()
 
     def as_of(self, at: float) -> UserView:
         """The view without the items whose state is from after `at` (unix seconds), for replays.
@@ -76,8 +79,9 @@ class UserView:
 
 
 def encode(view: UserView) -> bytes:
-    """21 bytes per item of the history, 4 per seen item, 32 for the rest and the categories."""
+    """21 bytes per item of the history, 4 per seen item, 32 for the rest, the categories and the exposures."""
     categories = orjson.dumps(view.preferred_categories) if view.preferred_categories else b""
+    exposed = orjson.dumps(sorted(view.exposed)) if view.exposed else b""
     header = HEADER.pack(
         FORMAT,
         -1 if view.user_row is None else view.user_row,
@@ -86,9 +90,10 @@ def encode(view: UserView) -> bytes:
         view.interactions,
         view.positives,
         len(categories),
+        len(exposed),
     )
     arrays = (view.timestamps, view.rows, view.weights, view.seen, view.signs)
-    return b"".join((header, *(array.tobytes() for array in arrays), categories))
+    return b"".join((header, *(array.tobytes() for array in arrays), categories, exposed))
 
 
 def decode(encoded: bytes) -> UserView:
@@ -98,13 +103,14 @@ def decode(encoded: bytes) -> UserView:
     """
     if len(encoded) < HEADER.size or encoded[0] != FORMAT:
         raise ValueError(f"a user's view starts with {encoded[:1]!r}, this program reads format {FORMAT}")
-    _, row, n, m, interactions, positives, n_categories = HEADER.unpack_from(encoded)
+    _, row, n, m, interactions, positives, n_categories, n_exposed = HEADER.unpack_from(encoded)
     rows = HEADER.size + 8 * n
     weights, seen = rows + 4 * n, rows + 8 * n
     signs = seen + 4 * m
     categories = signs + n
-    if len(encoded) != categories + n_categories:
-        raise ValueError(f"a user's view has {len(encoded)} bytes, expected {categories + n_categories}")
+    exposed = categories + n_categories
+    if len(encoded) != exposed + n_exposed:
+        raise ValueError(f"a user's view has {len(encoded)} bytes, expected {exposed + n_exposed}")
     return UserView(
         user_row=None if row < 0 else row,
         rows=np.frombuffer(encoded, np.int32, n, rows),
@@ -114,5 +120,6 @@ def decode(encoded: bytes) -> UserView:
         seen=np.frombuffer(encoded, np.int32, m, seen),
         interactions=interactions,
         positives=positives,
-        preferred_categories=tuple(orjson.loads(encoded[categories:])) if n_categories else (),
+        preferred_categories=tuple(orjson.loads(encoded[categories:exposed])) if n_categories else (),
+        exposed=frozenset(map(tuple, orjson.loads(encoded[exposed:]))) if n_exposed else frozenset(),
     )

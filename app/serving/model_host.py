@@ -97,7 +97,7 @@ class ModelHost:
 
     def __init__(self, releases_dir: Path, database_id: UUID) -> None:
         self._folder = releases_dir
-        self._database_id = database_id
+        self.database_id = database_id
         self._refused: dict[str, tuple[State, ArtifactError]] = {}
         self._served_state: State = frozenset()
         self.failure: str | None = None
@@ -150,7 +150,7 @@ class ModelHost:
         if name in self._refused and self._refused[name][0] == state:
             raise self._refused[name][1]
         try:
-            release = ServedRelease.of(name, load_checked(self._folder, name, self._database_id))
+            release = ServedRelease.of(name, load_checked(self._folder, name, self.database_id))
         except Exception as error:  # a damaged release may raise anything; rules and keys must not wait
             refusal = error if isinstance(error, ArtifactError) else ArtifactError(self._folder / name, _said(error))
             self._refused[name] = state, refusal

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import numpy as np
 from app import telemetry
 from app.catalog.rules import Promotion
 from app.errors import Gone, Invalid
-from app.experiments.assigning import Assigned, assigned
+from app.experiments.assigning import Assigned, Run, assigned
+from app.experiments.exposure_log import WAIT_SECONDS, ExposureLog
+from app.experiments.exposures import Mark
 from app.feedback.user_state import UserView
 from app.serving import routing
 from app.serving.arms import NO_ARM, Arm, arm_of
@@ -40,6 +43,7 @@ class Ask:
 
     diversity: None where the caller does not mind: 0, unless an experiment says otherwise
     at:        unix seconds to answer as of, None for now
+    is_bot:    a crawler asks: its exposures are marked
     """
 
     user_id: str
@@ -53,9 +57,10 @@ class Ask:
     diversity: float | None = None
     include_seen: bool = False
     at: float | None = None
+    is_bot: bool = False
 
 
-_IN_QUESTION = tuple(each.name for each in fields(Ask) if each.name != "limit")
+_IN_QUESTION = tuple(each.name for each in fields(Ask) if each.name not in ("limit", "is_bot"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +90,14 @@ class Pipeline:
         pages: PageStore,
         impressions: ImpressionWriter,
         exploration: Exploration,
+        exposures: ExposureLog,
     ) -> None:
         self._contexts = contexts
         self._inventories = inventories
         self._pages = pages
         self._impressions = impressions
         self._exploration = exploration
+        self._exposures = exposures
 
     async def recommend(self, ask: Ask) -> Page:
         """The first page. Raises Invalid for a recommender that does not exist, and for an `at` that is over."""
@@ -99,9 +106,47 @@ class Pipeline:
         _refuse_the_past(ask, inventory)
         query = build_query(ask, context.view, inventory)
         request_id = new_request_id()
-        arm = arm_of(assigned_to(ask, context, inventory))
-        ranked = rank(ask, context, inventory, query, sampler=self._sampler(ask, request_id), arm=arm)
+        sampler = self._sampler(ask, request_id)
+        if not inventory.experiments or not _is_natural(ask):
+            ranked = rank(ask, context, inventory, query, sampler=sampler)
+        else:
+            ranked = await self._in_arm(ask, context, inventory, query, request_id=request_id, sampler=sampler)
         return self._answer(request_id, ask, ranked, inventory, query, route=ranked.route)
+
+    async def _in_arm(
+        self,
+        ask: Ask,
+        context: UserContext,
+        inventory: Inventory,
+        query: Query,
+        *,
+        request_id: str,
+        sampler: Sampler | None,
+    ) -> Pinned:
+        """What the user's variants make of it. They are noted before the model runs: what it does must not choose who
+        counts."""
+        deletions = inventory.versions["deletions"]
+        fixed = self._exposures.exposed(ask.user_id, deletions) if context.view is None else context.view.exposed
+        mine = assigned_to(ask, context, inventory, fixed)
+        arm = arm_of(mine)
+        note = partial(
+            self._exposures.note,
+            user_id=ask.user_id,
+            route=routing.route_of(context),
+            surface=ask.surface,
+            release=inventory.release.release_id,
+            request_id=request_id,
+            fixed=fixed,
+            deletions=deletions,
+        )
+        marks: tuple[Mark, ...] = (*(("bot",) if ask.is_bot else ()), *(("explored",) if sampler is not None else ()))
+        noted = note(mine, marks=marks) if mine else None
+        ranked = rank(ask, context, inventory, query, sampler=sampler, arm=arm)
+        if arm.recommender not in (None, ranked.recommender):
+            note([each for each in mine if each.variant.recommender is not None], marks=(*marks, "fallback"))
+        if noted is not None:
+            await asyncio.wait([noted], timeout=WAIT_SECONDS)
+        return ranked
 
     async def next_page(self, ask: Ask, cursor: str) -> Page:
         """A later page of the slate that the cursor pins. Raises Invalid, Gone."""
@@ -203,12 +248,17 @@ def _route_of(decision: routing.Decision, retrieved: Retrieved, inventory: Inven
     return "degraded" if lost and decision.route != "forced" else decision.route
 
 
-def assigned_to(ask: Ask, context: UserContext, inventory: Inventory) -> tuple[Assigned, ...]:
-    """The user's variants in the experiments that run, decided by what was known before this request."""
-    if not inventory.experiments or not _is_natural(ask):
-        return ()
+def assigned_to(
+    ask: Ask, context: UserContext, inventory: Inventory, fixed: Collection[Run] | None = None
+) -> tuple[Assigned, ...]:
+    """The user's variants in the experiments that run, decided by what was known before this request.
+
+    fixed: in which experiments with a route the user is for good; None: as the user's past has it
+    """
+    if fixed is None:
+        fixed = () if context.view is None else context.view.exposed
     route = routing.route_of(context)
-    return assigned(inventory.experiments, ask.user_id, surface=ask.surface, route=route)
+    return assigned(inventory.experiments, ask.user_id, surface=ask.surface, route=route, exposed=fixed)
 
 
 def _is_natural(ask: Ask) -> bool:
