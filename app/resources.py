@@ -24,6 +24,7 @@ from app import telemetry
 from app.experiments.exposure_log import ExposureLog
 from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.ingest import Ingest
+from app.feedback.sessions import SessionStore
 from app.live.follower import LiveFollower
 from app.orphans import ending_with, serving_parent
 from app.retention import RetentionKeeper
@@ -32,8 +33,10 @@ from app.serving.context import POSTGRES_SECONDS, ContextReader
 from app.serving.exploration import Exploration
 from app.serving.impressions import ImpressionWriter
 from app.serving.inventory import InventoryHost
+from app.serving.next_track import NextTracks
 from app.serving.pages import PageStore
 from app.serving.pipeline import Pipeline
+from app.serving.session_rules import SessionRules
 from app.settings import Settings
 from app.storage import redis as redis_storage
 from app.storage.database import POSTGRES_ERRORS, open_engine
@@ -70,6 +73,7 @@ class Resources:
     contexts: ContextReader
     pages: PageStore
     pipeline: Pipeline
+    next_tracks: NextTracks
     scraping: Executor
     """For `/metrics` alone: the threads of requests may all wait for a Postgres that hangs."""
     _asking: asyncio.Task[None] | None = None
@@ -217,6 +221,21 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
                 exploration=Exploration(settings.explore_share, settings.explore_temperature),
                 exposures=exposures,
             ),
+            next_tracks=NextTracks(
+                engine=engine,
+                store=SessionStore(
+                    cache, timeout_seconds=settings.session_timeout_seconds, length=settings.session_length
+                ),
+                contexts=contexts,
+                inventories=inventories,
+                ingest=ingest,
+                impressions=impressions,
+                rules=_session_rules(settings),
+                redis_breaker=redis_breaker,
+                postgres_breaker=postgres_breaker,
+                timeout_seconds=settings.session_timeout_seconds,
+                length=settings.session_length,
+            ),
             scraping=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="metrics")),
         )
         stack.callback(asyncio.create_task(_looked_after(resources)).cancel)
@@ -230,6 +249,20 @@ async def _looked_after(resources: Resources) -> None:
         for queue, length in resources.waiting().items():
             telemetry.QUEUED.labels(queue).set(length)
         await asyncio.sleep(LOOK_SECONDS)
+
+
+def _session_rules(settings: Settings) -> SessionRules:
+    return SessionRules(
+        sampling=settings.next_sampling,
+        temperature=settings.next_temperature,
+        candidates=settings.next_candidates,
+        least_listening=settings.next_least_listening,
+        switch_below=settings.next_switch_below,
+        popular_share=settings.next_popular_share,
+        skip_below=settings.next_skip_below,
+        skip_push=settings.next_skip_push,
+        artist_fatigue=settings.next_artist_fatigue,
+    )
 
 
 class _refreshed:  # noqa: N801 - a context manager, named like one

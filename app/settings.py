@@ -64,6 +64,27 @@ class Settings(BaseSettings):
     explore_temperature: float = Field(
         default=0.5, ge=0.1, le=100, description="of the draw: lower keeps more of the order"
     )
+    session_timeout_seconds: int = Field(default=1_800, ge=1, description="silence that ends a listening session")
+    session_length: int = Field(default=5_000, ge=1, description="tracks a session remembers, not to give them again")
+    next_sampling: Literal["greedy", "softmax"] = Field(
+        default="greedy", description="next tracks by expected listening: the best first, or drawn"
+    )
+    next_temperature: float = Field(default=0.1, ge=0.01, le=100, description="of the draw: lower keeps to the best")
+    next_candidates: int = Field(default=20, ge=1, le=100, description="tracks that are ordered or drawn among")
+    next_least_listening: float = Field(
+        default=0.5, ge=0, le=1, description="candidates expected to be heard less are dropped"
+    )
+    next_switch_below: float = Field(
+        default=0.7, ge=0, le=1, description="a track heard less hands over to the other recommender"
+    )
+    next_popular_share: float = Field(
+        default=1 / 3, gt=0, le=1, description="weight of popular fills, of the lowest candidate's"
+    )
+    next_skip_below: float = Field(default=0.3, ge=0, le=1, description="a track heard less was skipped")
+    next_skip_push: float = Field(default=0.5, ge=0, le=1, description="how far a skip pushes its neighbours down")
+    next_artist_fatigue: float = Field(
+        default=0.8, gt=0, le=1, description="factor for an artist, for each time in a row beyond the first"
+    )
     impressions_days: int = Field(default=90, ge=0, description="how long shown pages are kept; 0: for ever")
     events_days: int = Field(default=0, ge=0, description="how long every event is kept; 0: for ever")
     audit_days: int = Field(default=0, ge=0, description="how long lines of the audit log are kept; 0: for ever")

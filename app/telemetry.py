@@ -19,6 +19,7 @@ EXPLORED = Counter("segue_explored_total", "Slates answered in a drawn order", [
 FALLBACKS = Counter("segue_fallbacks_total", "Slates that a later recommender of the chain had to fill", ["to"])
 RECOMMENDER_FAILURES = Counter("segue_recommender_failures_total", "Recommenders that raised", ["recommender"])
 EVENTS = Counter("segue_events_total", "Events received", ["outcome"])
+LISTENS_UNRECORDED = Counter("segue_listens_unrecorded_total", "Next tracks given before their listen was durable")
 IMPRESSIONS_LOST = Counter("segue_impressions_lost_total", "Shown slates that were never written", ["variant"])
 IMPRESSIONS_WRITTEN = Counter("segue_impressions_written_total", "Shown slates written to Postgres")
 EXPOSURES_WRITTEN = Counter("segue_exposures_written_total", "Exposures to experiments written to Postgres")

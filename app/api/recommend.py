@@ -263,12 +263,15 @@ def page_body(page: Page) -> dict[str, Any]:
         "recommender": page.recommender,
         "release": page.release,
         "experiments": page.experiments,
-        "items": _items(page.items, page.inventory, page.first_position),
+        "items": items_body(page.items, page.inventory, page.first_position),
         "next_cursor": page.next_cursor,
     }
 
 
-def _items(shown: tuple[Shown, ...] | list[Shown], inventory: Inventory, first_position: int) -> list[dict[str, Any]]:
+def items_body(
+    shown: tuple[Shown, ...] | list[Shown], inventory: Inventory, first_position: int
+) -> list[dict[str, Any]]:
+    """The items of an answer, as API.md has them."""
     ids = inventory.catalog.ids
     return [
         {
@@ -314,7 +317,7 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
     shown, rest = remaining[:limit], remaining[limit:]
     given = (*pinned.given, *(item.row for item in shown))
     cursor = resources.pages.put(replace(pinned, given=given, remaining=tuple(rest))) if rest else None
-    body = {"items": _items(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
+    body = {"items": items_body(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
     return _json(body if pinned.window is None else body | {"window": pinned.window})
 
 

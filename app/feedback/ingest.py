@@ -86,9 +86,10 @@ class Ingest:
         self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
         self._thread.start()
 
-    async def submit(self, events: Sequence[Event]) -> Receipt:
+    async def submit(self, events: Sequence[Event], *, settled: bool = True) -> Receipt:
         """Stores the events of one request, all or none; returns once they are durable.
 
+        settled: and once every worker's next answer from a user's past has them
         Raises Unavailable (retry with the same ids) or Invalid (`errors` at (index, field)).
         """
         loop = asyncio.get_running_loop()
@@ -99,7 +100,7 @@ class Ingest:
                 receipt, settled_at = await answer
         except TimeoutError:
             raise _no_answer() from None
-        if (left := settled_at - time.monotonic()) > 0:
+        if settled and (left := settled_at - time.monotonic()) > 0:
             await asyncio.sleep(left)
         return receipt
 
