@@ -1,0 +1,164 @@
+"""Session-kNN: earlier sessions like this one, and what they went on with.
+
+After STAN (Garg et al., "Sequence and time aware neighborhood for session-based recommendations", 2019) and VS-SKNN
+(Ludewig and Jannach, 2018): tracks count by how late in this session they were heard and by how rare they are, sessions
+by how recent they are, a neighbour's tracks by how near they stand to what both have in common, those after it more
+than those before. Only the newest listens of each track are looked at, so that a hit costs no more than any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.contracts import Arrays, NextCandidates, Parameters, Parts, Positions, Scores, SessionQuery
+from models.data.sessions import Sessions
+from models.retrieval.next_track.answers import Heard, NextOpinion, answer_of, summed
+
+
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """What makes a session a neighbour. Chosen on the newest tenth of nowplaying's training sessions.
+
+    neighbours: sessions that are listened to
+    newest:     listens of each track that are looked at
+    last, decay: the session's latest tracks that count, each `decay` times as much as the one after it
+    rarity:     the power of log(sessions / listens) that a track counts by
+    half_life:  sessions after which a neighbour counts half
+    shortness:  a neighbour counts by its length to minus this power
+    reach:      tracks over which a neighbour's say falls by e
+    before:     what tracks before the common ones count
+    """
+
+    neighbours: int = 150
+    newest: int = 500
+    last: int = 10
+    decay: float = 0.6
+    rarity: float = 1.5
+    half_life: float = 60_000
+    shortness: float = 0.3
+    reach: float = 3.0
+    before: float = 0.5
+
+
+@dataclass(frozen=True)
+class SessionKnn:
+    """Built by `fit_session_knn` or `from_parts`.
+
+    tracks:  int32[n], all sessions' tracks, oldest session first
+    bounds:  int64[s + 1], where each session begins
+    listens: int32[n], indices into `tracks` by track, oldest first
+    starts:  int64[n_items + 1], where each track's listens begin
+    """
+
+    name: ClassVar[str] = "session_knn"
+    tracks: Positions
+    bounds: NDArray[np.int64]
+    listens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    nearness: Nearness
+
+    @property
+    def n_items(self) -> int:
+        return len(self.starts) - 1
+
+    @cached_property
+    def _session_of(self) -> NDArray[np.int32]:
+        return np.repeat(np.arange(len(self.bounds) - 1, dtype=np.int32), np.diff(self.bounds))
+
+    @cached_property
+    def _place_of(self) -> NDArray[np.int32]:
+        """int32[n]: each listen's place in its session."""
+        return (np.arange(len(self.tracks)) - self.bounds[:-1][self._session_of]).astype(np.int32)
+
+    @cached_property
+    def _rarity(self) -> Scores:
+        """float32[n_items]"""
+        share = np.maximum(np.diff(self.starts), 1) / max(len(self.bounds) - 1, 1)
+        return np.maximum(-np.log(np.minimum(share, 0.999)), 0).astype(np.float32) ** np.float32(self.nearness.rarity)
+
+    @cached_property
+    def _worth(self) -> Scores:
+        """float32[s]: what a neighbour counts, however alike."""
+        lengths, age = np.diff(self.bounds), np.arange(len(self.bounds) - 1)[::-1]
+        return (0.5 ** (age / self.nearness.half_life) / lengths**self.nearness.shortness).astype(np.float32)
+
+    def opinion(self, heard: Heard) -> NextOpinion:
+        """What the neighbours went on with, or had around what they have in common."""
+        listens, weights = self._common(heard)
+        if len(listens) == 0:
+            return NextOpinion.none()
+        sessions, likeness, places = self._neighbours(listens, weights)
+        first, lengths = self.bounds[sessions], np.diff(self.bounds)[sessions]
+        ends = np.cumsum(lengths)
+        index = np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths)
+        away = self._place_of[index] - np.repeat(places, lengths)
+        say = np.exp(np.abs(away) * np.float32(-1 / self.nearness.reach))
+        say[away < 0] *= np.float32(self.nearness.before)
+        return summed(self.tracks[index], say * np.repeat(likeness, lengths))
+
+    def _common(self, heard: Heard) -> tuple[NDArray[np.int32], Scores]:
+        """Earlier listens of this session's tracks, and what each of them counts."""
+        loudness: dict[int, float] = {}
+        for back, (track, strength) in enumerate(
+            zip(heard.positions[::-1][: self.nearness.last].tolist(), heard.strengths[::-1].tolist(), strict=False)
+        ):
+            loudness.setdefault(track, strength * self.nearness.decay**back * float(self._rarity[track]))
+        parts, weights = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
+        for track, weight in loudness.items():
+            end = int(self.starts[track + 1])
+            part = self.listens[max(int(self.starts[track]), end - self.nearness.newest) : end]
+            parts.append(part)
+            weights.append(np.full(len(part), weight, np.float32))
+        return np.concatenate(parts), np.concatenate(weights)
+
+    def _neighbours(
+        self, listens: NDArray[np.int32], weights: Scores
+    ) -> tuple[NDArray[np.int32], Scores, NDArray[np.float32]]:
+        """The nearest sessions, how near they are, and about where in each stands what is in common."""
+        order = np.argsort(sessions := self._session_of[listens], kind="stable")
+        sessions, weights = sessions[order], weights[order]
+        starts = np.flatnonzero(np.diff(sessions, prepend=-1))
+        alike = np.add.reduceat(weights, starts)
+        loud = np.abs(weights)
+        places = np.add.reduceat(loud * self._place_of[listens[order]], starts) / np.maximum(
+            np.add.reduceat(loud, starts), np.float32(1e-9)
+        )
+        found = sessions[starts]
+        likeness = alike * self._worth[found]
+        if len(found) > self.nearness.neighbours:
+            # Sessions around what was skipped speak as loudly against as others speak for.
+            near = np.argpartition(np.abs(likeness), -self.nearness.neighbours)[-self.nearness.neighbours :]
+            found, likeness, places = found[near], likeness[near], places[near]
+        return found, likeness, places.astype(np.float32)
+
+    def next(self, query: SessionQuery) -> NextCandidates:
+        return answer_of(self, query)
+
+    def parts(self) -> Parts:
+        arrays: dict[str, NDArray[Any]] = {
+            "tracks": self.tracks,
+            "bounds": self.bounds,
+            "listens": self.listens,
+            "starts": self.starts,
+        }
+        parameters: Mapping[str, Any] = asdict(self.nearness)
+        return Parts(parameters, arrays)
+
+    @classmethod
+    def from_parts(cls, parameters: Parameters, arrays: Arrays) -> Self:
+        return cls(
+            arrays["tracks"], arrays["bounds"], arrays["listens"], arrays["starts"], Nearness(**dict(parameters))
+        )
+
+
+def fit_session_knn(sessions: Sessions, nearness: Nearness | None = None) -> SessionKnn:
+    """Nothing is learned: the sessions are put in order."""
+    listens = np.argsort(sessions.tracks, kind="stable").astype(np.int32)
+    starts = np.searchsorted(sessions.tracks[listens], np.arange(sessions.n_items + 1)).astype(np.int64)
+    return SessionKnn(sessions.tracks, sessions.bounds, listens, starts, nearness or Nearness())
