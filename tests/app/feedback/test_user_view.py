@@ -29,11 +29,12 @@ def views(draw: st.DrawFn) -> UserView:
         interactions=draw(ROWS),
         positives=draw(ROWS),
         preferred_categories=tuple(draw(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=5))),
+        exposed=frozenset(draw(st.lists(st.tuples(st.text("abc-", min_size=1), st.integers(1, 99)), max_size=3))),
     )
 
 
 def assert_equal(one: UserView, other: UserView) -> None:
-    for name in ("user_row", "interactions", "positives", "preferred_categories"):
+    for name in ("user_row", "interactions", "positives", "preferred_categories", "exposed"):
         assert getattr(one, name) == getattr(other, name), name
     for name in ("rows", "weights", "signs", "timestamps", "seen"):
         left, right = getattr(one, name), getattr(other, name)
