@@ -40,13 +40,23 @@ ERASE = {
     "impressions": "DELETE FROM impressions WHERE user_id = %(user_id)s",
     "exposures": "DELETE FROM exposures WHERE user_id = %(user_id)s",
     "blocks": "DELETE FROM blocks WHERE user_id = %(user_id)s",
+    # The experiment stays, without the variant that was meant for this user.
+    "experiments": """
+        UPDATE experiments SET definition = definition #- ARRAY['forced', %(user_id)s]
+        WHERE jsonb_exists(definition -> 'forced', %(user_id)s)
+    """,
     # The line stays, without the name, and without the words on why an item was kept from this user.
     "audit_entries": """
         UPDATE audit_log SET subject = CASE WHEN subject = 'user:' || %(user_id)s THEN 'user:(erased)' ELSE subject END,
-            before = CASE WHEN before ->> 'user_id' = %(user_id)s THEN before || kept.words ELSE before END,
-            after = CASE WHEN after ->> 'user_id' = %(user_id)s THEN after || kept.words ELSE after END
+            before = CASE WHEN before ->> 'user_id' = %(user_id)s THEN before || kept.words
+                WHEN jsonb_exists(before -> 'forced', %(user_id)s)
+                    THEN before #- ARRAY['forced', %(user_id)s] ELSE before END,
+            after = CASE WHEN after ->> 'user_id' = %(user_id)s THEN after || kept.words
+                WHEN jsonb_exists(after -> 'forced', %(user_id)s)
+                    THEN after #- ARRAY['forced', %(user_id)s] ELSE after END
         FROM (VALUES ('{"user_id": "(erased)", "reason": "(erased)"}'::jsonb)) AS kept (words)
         WHERE subject = 'user:' || %(user_id)s OR %(user_id)s IN (before ->> 'user_id', after ->> 'user_id')
+            OR jsonb_exists(before -> 'forced', %(user_id)s) OR jsonb_exists(after -> 'forced', %(user_id)s)
     """,
     "users": "DELETE FROM users WHERE row = %(row)s",
 }
@@ -54,6 +64,8 @@ BURY = """
     INSERT INTO tombstones (user_hash, erased_at) VALUES (%(hash)s, clock_timestamp())
     ON CONFLICT (user_hash) DO UPDATE SET erased_at = excluded.erased_at, forgotten_at = NULL
 """
+# Whoever starts an experiment again copies its definition, and with it the name: not meanwhile.
+HOLD_EXPERIMENTS = "SELECT FROM versions WHERE name = 'experiments' FOR UPDATE"
 FORGOTTEN = "UPDATE tombstones SET forgotten_at = now() WHERE user_hash = ANY(%(hashes)s)"
 
 
@@ -62,18 +74,21 @@ def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int
 
     A tombstone (a hash of the id) stays: events of the user that are under way or sent again are acknowledged and
     dropped. Then every key in Redis that names the user goes; where Redis is away, `forget_late` does it. The caller
-    publishes the versions (rules, deletions) afterwards. Raises OutcomeUnknown where Postgres did not confirm; erasing
+    publishes the versions afterwards. Raises OutcomeUnknown where Postgres did not confirm; erasing
     again is harmless.
     """
     with engine.connect() as db, views.changing(db, [user_id], alone=True):
         # -1 is nobody's row: an unknown user may still have been shown things.
         row = find_users(db, [user_id]).get(user_id, -1)
         db.exec_driver_sql(BURY, {"hash": hash_of(user_id)})
+        db.exec_driver_sql(HOLD_EXPERIMENTS)
         parameters = {"row": row, "user_id": user_id}
         erased = {what: db.exec_driver_sql(statement, parameters).rowcount for what, statement in ERASE.items()}
         versions.bump(db, "deletions")
         if erased["blocks"]:
             versions.bump(db, "rules")
+        if erased["experiments"]:
+            versions.bump(db, "experiments")
     if views.forget(user_id):
         with engine.begin() as db:
             db.exec_driver_sql(FORGOTTEN, {"hashes": [hash_of(user_id)]})
@@ -130,6 +145,7 @@ _RETURNED = """
         UNION ALL SELECT user_id, min(shown_at) FROM impressions GROUP BY user_id
         UNION ALL SELECT user_id, min(exposed_at) FROM exposures GROUP BY user_id
         UNION ALL SELECT user_id, created_at FROM blocks WHERE user_id IS NOT NULL
+        UNION ALL SELECT jsonb_object_keys(definition -> 'forced'), created_at FROM experiments
     ) AS known JOIN unnest(%(hashes)s::bytea[], %(times)s::timestamptz[]) AS erased (user_hash, erased_at)
         ON erased.user_hash = sha256(convert_to(user_id, 'UTF8')) AND known.at <= erased.erased_at
     ORDER BY user_id
@@ -173,10 +189,20 @@ EXPORT = {
         SELECT item_id, reason, starts_at, ends_at FROM blocks JOIN items ON items.row = item_row
         WHERE user_id = %(user_id)s ORDER BY blocks.id
     """,
-    # Not by whom: that is another person's name.
+    "experiments": """
+        SELECT key, run, definition -> 'forced' ->> %(user_id)s AS forced FROM experiments
+        WHERE jsonb_exists(definition -> 'forced', %(user_id)s) ORDER BY key, run
+    """,
+    # Neither by whom, nor who else was meant for a variant: those are other persons' names.
     "audit_entries": """
-        SELECT at, action, subject, before, after FROM audit_log
+        SELECT at, action, subject,
+            CASE WHEN jsonb_exists(before, 'forced') THEN jsonb_set(before, '{forced}', jsonb_strip_nulls(
+                jsonb_build_object(%(user_id)s::text, before -> 'forced' -> %(user_id)s))) ELSE before END AS before,
+            CASE WHEN jsonb_exists(after, 'forced') THEN jsonb_set(after, '{forced}', jsonb_strip_nulls(
+                jsonb_build_object(%(user_id)s::text, after -> 'forced' -> %(user_id)s))) ELSE after END AS after
+        FROM audit_log
         WHERE subject = 'user:' || %(user_id)s OR %(user_id)s IN (before ->> 'user_id', after ->> 'user_id')
+            OR jsonb_exists(before -> 'forced', %(user_id)s) OR jsonb_exists(after -> 'forced', %(user_id)s)
         ORDER BY id
     """,
 }

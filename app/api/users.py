@@ -137,6 +137,7 @@ class ErasureAnswer(BaseModel):
             "impressions": 12,
             "exposures": 1,
             "blocks": 0,
+            "experiments": 0,
             "audit_entries": 0,
             "users": 1,
         }
@@ -163,6 +164,7 @@ class ExportAnswer(BaseModel):
         impressions=[],
         exposures=[],
         blocks=[],
+        experiments=[],
         audit_entries=[],
         erased_at=None,
     )
@@ -172,8 +174,9 @@ class ExportAnswer(BaseModel):
     interactions: list[InteractionAnswer] = Field(description="oldest first")
     on_screen: list[dict[str, Any]] = Field(description="events of the kind `impression`, oldest first")
     impressions: list[dict[str, Any]] = Field(description="pages that were answered, oldest first")
-    exposures: list[dict[str, Any]] = Field(description="experiments that served this user, earliest first")
+    exposures: list[dict[str, Any]] = Field(description="first times that a variant served this user")
     blocks: list[dict[str, Any]] = Field(description="items that editors keep from this user")
+    experiments: list[dict[str, Any]] = Field(description="runs whose definition names this user, and the variant")
     audit_entries: list[dict[str, Any]] = Field(description="changes that name this user, oldest first")
     erased_at: datetime | None = Field(description="when an earlier life of this user was erased; null: never")
 

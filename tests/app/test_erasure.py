@@ -71,8 +71,7 @@ def everything(engine: Engine) -> str:
 def test_all_traces_go_and_are_counted_and_others_stay(engine: Engine, erase: Erase) -> None:
     assert erase("ann") == {
         "likes": 3, "event_ids": 5, "interactions": 3, "on_screen": 2, "impressions": 1, "exposures": 0,
-        "blocks": 1,
-        "audit_entries": 2, "users": 1,
+        "blocks": 1, "experiments": 0, "audit_entries": 2, "users": 1,
     }  # fmt: skip
     with engine.connect() as db:
         left = db.execute(text("SELECT user_id FROM users")).scalars().all()

@@ -15,12 +15,13 @@ import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 
 from app.catalog import rules, users, versions
 from app.catalog.rules import Window
 from app.catalog.users import User, hash_of
 from app.erasure import ERASE, EXPORT, erase_user, export_user, forget_late
+from app.experiments import lifecycle
 from app.feedback import user_state
 from app.feedback.events import Event
 from app.feedback.ingest import Ingest
@@ -31,6 +32,7 @@ from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.pages import PageStore, Pinned
 from app.serving.slate import Shown
 from app.settings import Settings
+from app.storage import tables
 from models.contracts import Reason
 from tests.app.live.test_follower import until
 
@@ -59,6 +61,7 @@ def known(engine: Engine, ingest: Ingest, cache: redis.Redis, redis_url: str, us
         rules.put_block(db, actor="editor", item_id="i0", reason=f"asked by {user}", window=window, user_id=user)
         rules.put_block(db, actor="editor", item_id="i0", reason="again", window=window, user_id=user)
         rules.put_block(db, actor="editor", item_id="i1", reason="for all", window=window)
+    force_into_a_variant(engine, user)
     writer = ImpressionWriter(engine, capacity=10)
     writer.record(Impression("r1", NOW, user, "feed", "few", "blend", None, {}, 1, (SHOWN,)))
     writer.close()
@@ -70,6 +73,24 @@ def known(engine: Engine, ingest: Ingest, cache: redis.Redis, redis_url: str, us
         user_state.rebuild(engine, cache, each, user, view, Settings())
     asyncio.run(_pin(redis_url, user))
     return events
+
+
+def force_into_a_variant(engine: Engine, user: str) -> None:
+    """By the definition of an experiment that ran, and runs again; and the user was exposed, to the other one."""
+    variants = [
+        {"name": name, "weight": 0.5, "recommender": None, "parameters": {}, "promotions": True} for name in "ab"
+    ]
+    definition = {
+        "seed": None, "namespace": None, "coverage": 1.0, "variants": variants, "holdout": False, "data": "shared",
+        "forced": {user: "a", "other": "b"}, "route": None, "surface": "feed",
+    }  # fmt: skip
+    with engine.begin() as db:
+        lifecycle.put(db, "x", definition, recommenders=(), actor="editor")
+        for _ in range(2):
+            lifecycle.start(db, "x", recommenders=(), defaults={}, actor="editor")
+            lifecycle.stop(db, "x", actor="editor")
+        exposed = {"experiment": "x", "run": 1, "variant": "b", "route": "new", "surface": "feed", "worker": "w"}
+        db.execute(insert(tables.exposures).values(**exposed, user_id=user, exposed_at=NOW, request_id="r1"))
 
 
 async def _pin(redis_url: str, user: str) -> None:
@@ -104,14 +125,22 @@ def test_it_is_everywhere_before_and_nowhere_after(
     assert columns_with(engine, user) == {
         "users.user_id", "users.attributes", "event_ids.event_id", "interactions.event_id", "interactions.session_id",
         "interactions.request_id", "on_screen.event_id", "on_screen.session_id", "on_screen.request_id",
-        "impressions.user_id", "blocks.user_id", "audit_log.before", "audit_log.after",
+        "impressions.user_id", "exposures.user_id", "blocks.user_id", "experiments.definition", "audit_log.before",
+        "audit_log.after",
     }  # fmt: skip
     assert len(keys_with(cache, user)) == 3
     erase_user(engine, ingest.views, user)
     assert columns_with(engine, user) == set()
     assert keys_with(cache, user) == []
     with engine.connect() as db:
-        words = db.execute(text("select reason from blocks union all select after ->> 'reason' from audit_log"))
+        both = (
+            "select reason from blocks union all select after ->> 'reason' from audit_log where subject like 'item:%'"
+        )
+        words = db.execute(text(both))
+        named = (
+            "select definition as said from experiments union all select after from audit_log where after ? 'forced'"
+        )
+        assert [said["forced"] for said in db.execute(text(named)).scalars()] == 7 * [{"other": "b"}]
         assert set(words.scalars()) == {"for all", "(erased)"}, "of others something went, or of this user it stayed"
 
 
@@ -215,13 +244,15 @@ def test_an_export_gives_back_every_column_that_an_erasure_takes(engine: Engine,
         exported = export_user(db, user)
     assert exported["user"]["attributes"] == {"nick": user}
     assert {what: len(rows) for what, rows in exported.items() if isinstance(rows, list)} == {
-        "likes": 1, "interactions": 3, "on_screen": 1, "impressions": 1, "exposures": 0, "blocks": 1,
-        "audit_entries": 2,
+        "likes": 1, "interactions": 3, "on_screen": 1, "impressions": 1, "exposures": 1, "blocks": 1,
+        "experiments": 2, "audit_entries": 7,
     }  # fmt: skip
     assert {each["event_id"] for what in ("interactions", "on_screen") for each in exported[what]} == {
         f"{user} {n}" for n in range(4)
     }
     assert exported["blocks"][0]["reason"] == "again"
+    assert [(each["run"], each["forced"]) for each in exported["experiments"]] == [(1, "a"), (2, "a")]
+    assert "other" not in str(exported), "somebody else was named"
     assert exported["erased_at"] is None
     erase_user(engine, ingest.views, user)
     with engine.begin() as db:
