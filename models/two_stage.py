@@ -113,12 +113,12 @@ class Blend(DenseRecommender):
 
     def view(self, query: Query) -> View:
         """The features of all items, and the situation of the user, as of the moment of asking."""
-        features = np.empty((len(self.feature_names), self.n_items), np.float32)
+        features, plain = np.empty((len(self.feature_names), self.n_items), np.float32), _plain(query)
         shares, steps = self.live_counts.log_shares(query), steps_of(query)
         features[: len(SHARES)] = shares
         features[len(SHARES) : _N_LIVE] = CoVisits(steps, self.n_items).features() if steps else NO_CO_VISITS
         for row, name in enumerate(self.sources, start=_N_LIVE):
-            features[row] = self.surprises[name](self.sources[name].scores(query)) if len(query.history) else 0
+            features[row] = self.surprises[name](self.sources[name].scores(plain)) if len(query.history) else 0
         context = context_of(query, shares[:, latest_known(query, self.n_items)])
         everything = Personal(np.arange(self.n_items), features[len(SHARES) :], steps, self._opinions(query), {})
         return View(everything, features, context)
@@ -260,9 +260,7 @@ class Blend(DenseRecommender):
     def _opinions(self, query: Query) -> dict[str, Opinion | None]:
         if len(query.history) == 0:
             return dict.fromkeys(self.sources)
-        # Without what belongs to this question alone, such as its filters: they would be kept, too.
-        at, preferred = query.at // _KEPT_SECONDS * _KEPT_SECONDS, query.preferred_categories
-        plain = Query(limit=0, at=at, history=query.history, preferred_categories=preferred)
+        plain = _plain(query)
         return {name: source.opinion(plain) for name, source in self.sources.items()}
 
     def _view(self, query: Query, personal: Personal) -> View:
@@ -308,10 +306,16 @@ class Blend(DenseRecommender):
         return [None] * len(positions) if opinion is None else opinion.reasons(positions)
 
 
-def _nominees(opinions: Mapping[str, Opinion | None]) -> NDArray[np.int64]:
-    """int64[k], ascending"""
+def _nominees(opinions: Mapping[str, Opinion | None]) -> Positions:
+    """int32[k], of all sources; some twice"""
     found = [opinion.nominees() for opinion in opinions.values() if opinion is not None]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return np.concatenate(found) if found else np.empty(0, np.int32)
+
+
+def _plain(query: Query) -> Query:
+    """What the sources are asked: without what belongs to this question alone, such as its filters, for it is kept."""
+    at = query.at // _KEPT_SECONDS * _KEPT_SECONDS
+    return Query(limit=0, at=at, history=query.history, preferred_categories=query.preferred_categories)
 
 
 def _key(query: Query) -> Hashable:

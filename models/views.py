@@ -81,14 +81,14 @@ class Front(NamedTuple):
 class Found(NamedTuple):
     """One user's candidates, and what they were found from.
 
-    nominees:      int64[k], ascending, the best of the sources
+    nominees:      the best of the sources
     n_asked:       so many candidates are of the front or nominees; the others depend on `since` and the steps
     front, since:  what led then
     live, version: the signals, and as of when they were last found to say what stands here
     """
 
     personal: Personal
-    nominees: NDArray[np.int64]
+    nominees: Positions
     n_asked: int
     front: Front
     since: Positions

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from models.contracts import Leading
 from models.live.counters import DecayedCounters
 
-MOST = 500
+MOST = 200
 """By each half-life, and of all time."""
-_MOST_MET = 500
+_MOST_MET = 200
 """Items met since the last choice that are taken for leading; more than that, and it is chosen again."""
 
 

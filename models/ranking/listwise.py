@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -47,7 +48,7 @@ class Choices:
         return len(self.features)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ListwiseRanker:
     """Built by `fit_listwise` or `from_parts`; takes features as they come, their scale is in the weights.
 
@@ -73,17 +74,28 @@ class ListwiseRanker:
         context = self._nearest_met(context)
         before = self.hidden @ features
         before += (constants := context @ self.situation + self.offset)[:, None]
-        # relu(x) = (x + |x|) / 2: its linear half joins the wide part, and |x| takes a fifth of the time of maximum.
-        linear = self.wide + context @ self.tilt + self.out @ self.hidden / 2
-        half = self.out / 2
+        half, linear = self._halves
+        linear = linear + context @ self.tilt
         return np.asarray(linear @ features + half @ np.abs(before, out=before) + half @ constants, np.float32)
+
+    @cached_property
+    def _halves(self) -> tuple[Scores, Scores]:
+        """relu(x) = (x + |x|) / 2: half of `out`, and the wide weights that the linear half joins. |x| takes a fifth of
+        the time of maximum."""
+        half = self.out / np.float32(2)
+        return half, np.asarray(self.wide + half @ self.hidden)
 
     def effects(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32[f, n]: by how much each item's score rises with each of its features (the gradient)."""
         context = self._nearest_met(context)
         is_active = self.hidden @ features + (context @ self.situation + self.offset)[:, None] > 0
         linear = self.wide + context @ self.tilt
-        return np.asarray(linear[:, None] + (self.hidden.T * self.out) @ is_active, np.float32)
+        return np.asarray(linear[:, None] + self._through @ is_active, np.float32)
+
+    @cached_property
+    def _through(self) -> NDArray[np.float32]:
+        """float32[f, h]: what each feature adds to a score through each unit, where that is active."""
+        return self.hidden.T * self.out
 
     def _nearest_met(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
         """What it learned says nothing of situations unlike any it learned from: they are taken for the nearest."""

@@ -39,7 +39,7 @@ PSEUDO_EVENTS = 2.0
 MOST_KEPT = 65_536
 """Up to so many items the shares of all are kept for as long as they hold; of more, only those asked for are told."""
 _SOME = 4_096
-MOST_LEADING = 500
+MOST_LEADING = 200
 _LEAST_EXPECTED, _MOST_EXPECTED = 0.03, 3.0
 _RIDGE = 10.0
 DEFAULT = HALF_LIVES.index(86_400.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.contracts import Indices, Positions, Query, Reason, Recommender, Scores
 from models.retrieval.inverted_lists import InvertedLists
 
-NOMINEES = 200
+NOMINEES = 100
 """Items that a source names as its best."""
 NOMINATING_LISTS = 10
 """Lists looked through for them: of ten thousand items in a hundred lists they hold nine of the best ten."""
