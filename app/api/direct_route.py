@@ -17,7 +17,8 @@ from app.storage.keys import ApiKey
 
 
 class DirectRoute(APIRoute):
-    """Calls `handler(resources, caller, query)` itself, the query being one Pydantic model.
+    """Calls `handler(resources, caller, query)` itself, the query being one Pydantic model; and hands on the request,
+    too, where the handler takes that as its last argument.
 
     The handler's signature and its dependencies remain those of any other route: FastAPI documents them, this obeys
     them. FastAPI would walk the tree of dependencies and each field of the model anew for every request, which takes
@@ -27,10 +28,13 @@ class DirectRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler, model, required = self.endpoint, self._query_model(), _required(self)
         lists = frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
+        takes_request = self.dependant.request_param_name is not None
 
         async def handle(request: Request) -> Response:
             caller, resources = _admitted(request, required), request.app.state.resources
-            response: Response = await handler(resources, caller, _validated(model, lists, request.query_params))
+            query = _validated(model, lists, request.query_params)
+            more = (request,) if takes_request else ()
+            response: Response = await handler(resources, caller, query, *more)
             return response
 
         return handle

@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.bodies import example
+from app.api.crawlers import is_crawler
 from app.api.dependencies import Caller, ResourcesDep, require
 from app.api.direct_route import DirectRoute
 from app.api.ids import ItemId, UserId
@@ -196,13 +197,17 @@ class RecommendQuery(BaseModel):
         )
 
 
-async def recommend(resources: ResourcesDep, caller: Caller, query: Annotated[RecommendQuery, Query()]) -> Response:
+async def recommend(
+    resources: ResourcesDep, caller: Caller, query: Annotated[RecommendQuery, Query()], request: Request
+) -> Response:
     """Routed by what is known of the user: popular items for nobody, a learned blend for the rest."""
     if query.at is not None and "admin" not in caller.scopes:
         raise Forbidden(f"query.at: key {caller.name!r} lacks the scope 'admin'")
     if query.min_watermark is not None:
         await _counted(resources, query.min_watermark)
     ask, pipeline = query.ask(), resources.pipeline
+    if resources.inventories.current.experiments and is_crawler(request.headers):
+        ask = replace(ask, is_bot=True)
     page = await (pipeline.recommend(ask) if query.cursor is None else pipeline.next_page(ask, query.cursor))
     return _json(page_body(page))
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import httpx
 import orjson
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Query, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
@@ -38,13 +38,13 @@ async def answer(resources: ResourcesDep, caller: Caller, query: Annotated[Quest
     return Response(orjson.dumps({"caller": caller.name, "query": query.model_dump()}))
 
 
-def app_of(route: type[APIRoute]) -> FastAPI:
+def app_of(route: type[APIRoute], handler: Callable[..., object] = answer) -> FastAPI:
     app = FastAPI()
     app.state.resources = SimpleNamespace(keys=KEYS)
     app.state.limits = Limits(0)
     problems.install(app)
     router = APIRouter(prefix="/question", dependencies=[Depends(require("read"))], route_class=route)
-    router.add_api_route("", answer, methods=["GET"])
+    router.add_api_route("", handler, methods=["GET"])
     app.include_router(router)
     return app
 
@@ -109,3 +109,15 @@ def test_a_handler_that_asks_for_something_else_is_refused(handler: Callable[...
 def test_a_dependency_that_it_would_not_obey_is_refused() -> None:
     with pytest.raises(TypeError, match="/x: a DirectRoute's handler takes"):
         APIRouter(route_class=DirectRoute, dependencies=[Depends(unheeded)]).add_api_route("/x", answer)
+
+
+async def agent_of(
+    resources: ResourcesDep, caller: Caller, query: Annotated[Question, Query()], request: Request
+) -> Response:
+    return Response(orjson.dumps([query.name, request.headers["user-agent"]]))
+
+
+def test_a_handler_that_asks_for_the_request_last_gets_it() -> None:
+    direct, usual = app_of(DirectRoute, agent_of), app_of(APIRoute, agent_of)
+    assert ask(direct, "name=ann", "may-read") == ask(usual, "name=ann", "may-read")
+    assert b"ann" in ask(direct, "name=ann", "may-read")[1]
