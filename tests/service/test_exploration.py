@@ -37,7 +37,7 @@ def database(stores: Stores) -> Iterator[Engine]:
 def written(database: Engine, page: dict) -> Row:
     """The impression of the page; they are written a moment after the answer."""
     statement = select(impressions).where(impressions.c.request_id == page["request_id"])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with database.connect() as db:
             row = db.execute(statement).one_or_none()

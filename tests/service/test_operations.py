@@ -164,7 +164,7 @@ def test_sigterm_finishes_what_was_begun_and_writes_what_was_shown(stores: Store
         item = ids(recommend(service, user))[0]
         send(service, like(user, item))
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(20) in (0, -signal.SIGTERM)
+        assert service.process.wait(60) in (0, -signal.SIGTERM)
     with running(stores.environment) as service:
         assert recommend(service, user)["route"] == "few"
 
@@ -172,8 +172,8 @@ def test_sigterm_finishes_what_was_begun_and_writes_what_was_shown(stores: Store
 def test_a_killed_parent_takes_its_workers_along(stores: Stores) -> None:
     with running(stores.environment, "--workers", "2") as service:
         service.process.kill()
-        service.process.wait(10)
-        _until(lambda: not _answers(service.url), seconds=15)
+        service.process.wait(60)
+        _until(lambda: not _answers(service.url), seconds=60)
 
 
 def _answers(url: str) -> bool:

@@ -317,7 +317,7 @@ def test_what_was_shown_is_written_down(a: Service, stores: Stores) -> None:
     page = recommend(a, someone(), surface="sidebar", limit=4)
     engine = open_engine(stores.environment["DATABASE_URL"])
     statement = select(impressions).where(impressions.c.request_id == page["request_id"])
-    deadline, row = time.monotonic() + 10, None
+    deadline, row = time.monotonic() + 60, None
     while row is None and time.monotonic() < deadline:
         with engine.connect() as db:
             row = db.execute(statement).one_or_none()

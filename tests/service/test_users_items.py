@@ -164,7 +164,7 @@ def test_an_export_has_everything_and_an_erasure_says_what_it_took(a: Service, b
     items = ids(recommend(a, user))
     send(a, like(user, items[0]), {"user_id": user, "item_id": items[1], "kind": "view"})
     b.client.put(f"/admin/blocks/{items[2]}", json={"scope": {"user_id": user}})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (exported := known(b, user))["impressions"]:
         assert time.monotonic() < deadline, "what was shown is never written down"
         time.sleep(0.1)

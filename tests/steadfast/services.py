@@ -90,7 +90,7 @@ class Service:
         family = self.family()
         if self.is_alive:
             self.process.terminate()
-        _, left = psutil.wait_procs(family, timeout=20)
+        _, left = psutil.wait_procs(family, timeout=60)
         for process in left:
             process.kill()
 

@@ -29,7 +29,7 @@ DAY = timedelta(days=1)
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it does not come true"
         time.sleep(0.01)

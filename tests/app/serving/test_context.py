@@ -55,7 +55,7 @@ class Server:
 
     def _started(self) -> subprocess.Popen[bytes]:
         running = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         with redis.Redis.from_url(self.url) as client:
             while time.monotonic() < deadline:
                 with suppress(RedisError):

@@ -21,7 +21,7 @@ from app.storage.embedded import EmbeddedServers, running_pids
 
 PROJECT = Path(__file__).parents[3]
 SERVERS = {"supervisor", "postgres", "valkey"}
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 HOLDER = """
