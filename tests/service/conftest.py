@@ -123,7 +123,7 @@ def running(environment: dict[str, str], *arguments: str, **more: str) -> Iterat
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(20)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     process.kill()
 

@@ -32,7 +32,7 @@ def test_an_idle_worker_is_gone_within_seconds(stores: Stores, end: signal.Signa
     with running(stores.environment, "--worker") as service:
         worker = worker_of(service)
         service.process.send_signal(end)
-        service.process.wait(20)
+        service.process.wait(60)
         gone_after(8, worker)
 
 
@@ -46,7 +46,7 @@ def test_a_training_under_way_ends_with_the_service_and_its_job_says_so(stores: 
             time.sleep(0.02)
         trainings = children(worker)
         service.process.kill()
-        service.process.wait(20)
+        service.process.wait(60)
         gone_after(12, worker, *trainings)
     with running(stores.environment) as service:
         job = service.client.get(f"/admin/jobs/{job_id}").json()
