@@ -7,7 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
-from app.cli import imports, keys, live, replay, serving, storage, training
+from app.cli import experiments, imports, keys, live, replay, serving, storage, training, what_if
 from app.errors import SegueError
 from app.progress import console
 
@@ -20,6 +20,7 @@ for command in (
     training.train,
     training.evaluate,
     replay.replay,
+    what_if.what_if,
     storage.backup,
     storage.restore,
     storage.restored,
@@ -30,6 +31,7 @@ app.add_typer(imports.imports, name="import")
 app.add_typer(training.releases, name="releases")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(live.live, name="live")
+app.add_typer(experiments.experiments, name="experiments")
 app.add_typer(storage.erasures, name="erasures")
 
 

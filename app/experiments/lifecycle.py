@@ -39,10 +39,19 @@ def put(db: Connection, key: str, definition: Mapping[str, Any], *, recommenders
     _record(db, "put", actor, before=latest, after=stored)
 
 
-def start(db: Connection, key: str, *, recommenders: Collection[str], defaults: Mapping[str, Any], actor: str) -> None:
+def start(
+    db: Connection,
+    key: str,
+    *,
+    recommenders: Collection[str],
+    defaults: Mapping[str, Any],
+    actor: str,
+    coverage: float | None = None,
+) -> None:
     """Runs the draft, or a stopped experiment again: as its next run, with a fresh seed.
 
     defaults: what is served now where no variant sets anything, kept for a holdout's control group
+    coverage: to begin with; None: the definition's
     Raises NotFound, and Conflict where it runs or can't run beside what runs.
     """
     latest = _found(db, key)
@@ -57,6 +66,7 @@ def start(db: Connection, key: str, *, recommenders: Collection[str], defaults: 
         db,
         draft,
         status="running",
+        coverage=draft.coverage if coverage is None else coverage,
         started_at=func.clock_timestamp(),
         defaults=dict(defaults) if experiment.holdout else None,
     )
@@ -81,6 +91,8 @@ def cover(db: Connection, key: str, coverage: float, *, actor: str) -> None:
         raise _conflict("coverage", said)
     if latest.definition["holdout"] and coverage > latest.coverage:
         raise _conflict("coverage", "of a holdout can't grow: who joined late has seen what it must be kept from")
+    if coverage == latest.coverage:
+        return
     grown = _changed(db, latest, coverage=coverage)
     _record(db, "coverage", actor, before=latest, after=grown)
 
