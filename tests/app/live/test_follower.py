@@ -197,7 +197,7 @@ def test_the_lag_is_small_while_all_is_well_and_what_is_folded_is_counted(
     ingest.submit_blocking([an_event("ann", "a"), an_event("ann", "b", "view"), an_event("ann", "c", "dislike")])
     caught_up(engine, follower)
     assert telemetry.LIVE_EVENTS._value.get() == folded + 2
-    assert 0 <= follower.lag_seconds < 5
+    assert 0 <= follower.lag_seconds < 60
 
 
 def test_a_restart_goes_on_from_the_checkpoint(
