@@ -12,7 +12,9 @@ from app.api.admin_experiments import Key
 from app.api.bodies import example, json_answer
 from app.api.dependencies import ResourcesDep, require
 from app.errors import Invalid
+from app.experiments.course import course_of
 from app.experiments.metrics import DEFAULT, Metric, metric_of, window_of
+from app.experiments.plots import MEDIA_TYPES, Format, course_plot, intervals_plot
 from app.experiments.results import Ask, Correction, results_of
 from app.experiments.soundness import ESTIMAND
 
@@ -44,6 +46,9 @@ RATIO = {
     "by": {"day": [SLICE], "route": [SLICE | {"value": "established"}], "worker": [SLICE | {"value": "host-1:4711"}]},
 }  # fmt: skip
 LOSSES = {"lost": 0, "share": 0.0, "by_variant": {"control": 0, "treatment": 0}}
+
+
+_PICTURE = {"schema": {"type": "string", "format": "binary"}, "example": "<svg …>"}
 
 
 class SliceBody(BaseModel):
@@ -210,6 +215,42 @@ def get_results(resources: ResourcesDep, key: Key, query: Annotated[ResultsQuery
     """
     found = results_of(resources.engine, query.ask(key), impressions_days=resources.settings.impressions_days)
     return json_answer(found)
+
+
+class PlotQuery(ResultsQuery):
+    """What a plot is asked for: what its result would be, and how to draw it."""
+
+    kind: Literal["intervals", "lift"] = Field(
+        default="intervals", description="`intervals`: each metric's lift; `lift`: the first metric's, day by day"
+    )
+    format: Format = Field(default="svg", description="`svg` or `png`")
+    window: str | None = Field(  # type: ignore[assignment]  # wider than of a result
+        default=None,
+        max_length=8,
+        description="`1h` … `365d`, or `all`; default: `all` for intervals, `1d` for a lift, which needs an end",
+        examples=["14d"],
+    )
+
+    def ask(self, key: str) -> Ask:
+        """Raises Invalid for a metric or a window that means nothing."""
+        window = self.window or ("all" if self.kind == "intervals" else "1d")
+        return ResultsQuery(**self.model_dump(include=set(ResultsQuery.model_fields)) | {"window": window}).ask(key)
+
+
+@router.get(
+    "/{key}/results/plot",
+    summary="The same as a picture",
+    response_class=Response,
+    responses={200: {"content": {"image/svg+xml": _PICTURE, "image/png": _PICTURE}, "description": "The picture"}},
+)
+def get_plot(resources: ResourcesDep, key: Key, query: Annotated[PlotQuery, Query()]) -> Response:
+    """A result that can't be trusted says so in red above the picture. 409 as for the result."""
+    if query.kind == "lift":
+        picture = course_plot(course_of(resources.engine, query.ask(key)), query.format)
+    else:
+        days = resources.settings.impressions_days
+        picture = intervals_plot(results_of(resources.engine, query.ask(key), impressions_days=days), query.format)
+    return Response(picture, media_type=MEDIA_TYPES[query.format])
 
 
 def _metrics(names: list[str]) -> tuple[Metric, ...]:

@@ -9,7 +9,8 @@ right. One that lags can't be told from an event that was sent late: it counts w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +21,37 @@ from app.experiments.population import ELIGIBLE, Scope
 from app.experiments.statistics import Outcomes
 from app.storage.copy_out import copy_out
 
-# No timestamp is more than 5 minutes ahead of its receipt. What is `before` is as long as the user was watched, and it
-# ends with the first exposure. A user of whom nothing is known from then or earlier has no past, which is another thing
-# than having done nothing lately.
-_USERS = f"""
-WITH eligible AS MATERIALIZED ({ELIGIBLE}), watched AS MATERIALIZED (
-    SELECT eligible.*, users.row AS user_row,
-        CASE WHEN %(with_before)s THEN exposed_at - (watched_to - exposed_at) ELSE exposed_at END AS watched_from,
-        %(with_before)s AND EXISTS (
-            SELECT FROM interactions WHERE user_row = users.row AND "timestamp" < exposed_at + interval '5 minutes'
-                AND least("timestamp", received_at) < exposed_at) AS has_past
-    FROM eligible LEFT JOIN users USING (user_id)
-)
+_WORK_MEMORY = "64MB"
+"""For sorting and hashing a million events without the disk."""
+
+# Tables, for the planner has to know how many users there are: what it guessed of the same as a part of one statement
+# took it through loops for half a minute. No timestamp is more than 5 minutes ahead of its receipt. The time before is
+# as long as the user was watched, and ends with the first exposure. A user of whom nothing is known from then or before
+# has no past, which is another thing than having done nothing lately.
+_WATCH = f"""
+DROP TABLE IF EXISTS pg_temp.watched, pg_temp.page;
+CREATE TEMP TABLE watched ON COMMIT DROP AS
+SELECT eligible.*, users.row AS user_row,
+    CASE WHEN %(with_before)s THEN exposed_at - (watched_to - exposed_at) ELSE exposed_at END AS watched_from,
+    %(with_before)s AND EXISTS (
+        SELECT FROM interactions WHERE user_row = users.row AND "timestamp" < exposed_at + interval '5 minutes'
+            AND least("timestamp", received_at) < exposed_at) AS has_past
+FROM ({ELIGIBLE}) AS eligible LEFT JOIN users USING (user_id);
+ANALYZE watched
 """  # noqa: S608 - constants and the words of app.experiments.metrics, here and below
+
+# A page counts by what it says itself: the arm, and that it was shown in this run and while the user was watched.
+_TAKE_PAGES = """
+CREATE TEMP TABLE page ON COMMIT DROP AS
+SELECT watched.user_id, user_row, request_id, item_rows, is_after
+FROM watched JOIN impressions USING (user_id) CROSS JOIN LATERAL (
+    SELECT variants ->> %(experiment)s IS NOT DISTINCT FROM variant AND shown_at >= %(started_at)s AS is_after
+) AS told
+WHERE shown_at < watched_to AND shown_at >= least(watched_from, %(started_at)s) AND (is_after OR
+    %(with_before)s AND shown_at < exposed_at AND shown_at >= watched_from
+    AND (%(any_surface)s OR surface = %(surface)s));
+ANALYZE page
+"""
 
 _DONE = """
 SELECT user_row, kind, value, session_id, request_id, item_row, "timestamp", received_at FROM interactions
@@ -42,51 +61,39 @@ _SEEN_OR_DONE = f"""
 SELECT user_row, '{ON_SCREEN}', NULL, session_id, request_id, item_row, "timestamp", received_at FROM on_screen
 """  # noqa: S608
 
-# The condition on the bare timestamp follows from the one after it and has an index.
+# The condition on the bare timestamp follows from the ones after it and has an index.
 _OF_USERS = """
-, act AS (
-    SELECT user_row, kind, value, session_id,
-        least("timestamp", received_at) >= exposed_at AS is_after
+WITH act AS (
+    SELECT user_row, kind, value, session_id, least("timestamp", received_at) >= exposed_at AS is_after
     FROM watched JOIN ({source}) AS done USING (user_row)
-    WHERE {kinds} AND "timestamp" >= (SELECT min(watched_from) FROM watched)
+    WHERE {kinds} AND "timestamp" >= %(earliest)s
         AND least("timestamp", received_at) >= watched_from AND least("timestamp", received_at) < watched_to
 ), summed AS (
     SELECT user_row, {sums} FROM act GROUP BY user_row
 )
-SELECT arm::int4, {columns} FROM watched LEFT JOIN summed USING (user_row)
+SELECT arm::int4, extract(epoch FROM watched_to)::float8, {columns} FROM watched LEFT JOIN summed USING (user_row)
+"""
+_OF_SLATES = """
+WITH shown AS (
+    SELECT user_id, {shown} FROM page GROUP BY user_id
+), touched AS (
+    SELECT user_row, is_after, {touches}
+    FROM page JOIN ({source}) AS done USING (user_row, request_id)
+    WHERE {kinds} AND item_row = ANY(item_rows) AND "timestamp" >= %(earliest)s
+    GROUP BY user_row, is_after, request_id, item_row
+), summed AS (
+    SELECT user_row, {sums} FROM touched GROUP BY user_row
+)
+SELECT arm::int4, extract(epoch FROM watched_to)::float8, {columns}
+FROM watched LEFT JOIN shown USING (user_id) LEFT JOIN summed USING (user_row)
 """
 
-# A page counts by what it says itself: the arm, and that it was shown in this run and while the user was watched.
-_OF_SLATES = """
-, page AS MATERIALIZED (
-    SELECT watched.user_id, user_row, request_id, item_rows, is_after
-    FROM watched JOIN impressions USING (user_id) CROSS JOIN LATERAL (
-        SELECT variants ->> %(experiment)s IS NOT DISTINCT FROM variant AND shown_at >= %(started_at)s AS is_after
-    ) AS told
-    WHERE shown_at < watched_to AND shown_at >= least(watched_from, %(started_at)s) AND (is_after OR
-        %(with_before)s AND shown_at < exposed_at AND shown_at >= watched_from
-        AND (%(any_surface)s OR surface = %(surface)s))
-), shown AS (
-    SELECT user_id, {shown} FROM page GROUP BY user_id
-), looked_at AS MATERIALIZED (
-    SELECT DISTINCT page.user_id, request_id, on_screen.item_row, is_after
-    FROM page JOIN on_screen USING (user_row, request_id)
-    WHERE {with_screen} AND on_screen.item_row = ANY(item_rows)
-        AND on_screen."timestamp" >= (SELECT min(watched_from) FROM watched)
-), on_screen_items AS (
-    SELECT user_id, {seen} FROM looked_at GROUP BY user_id
-), act AS (
-    SELECT DISTINCT page.user_id, request_id, done.item_row, kind, is_after
-    FROM page JOIN interactions AS done USING (user_row, request_id)
-    WHERE {kinds} AND done.item_row = ANY(item_rows)
-        AND done."timestamp" >= (SELECT min(watched_from) FROM watched)
-), summed AS (
-    SELECT act.user_id, {sums}
-    FROM act LEFT JOIN looked_at USING (user_id, request_id, item_row, is_after) GROUP BY act.user_id
-)
-SELECT arm::int4, {columns}
-FROM watched LEFT JOIN shown USING (user_id) LEFT JOIN on_screen_items USING (user_id) LEFT JOIN summed USING (user_id)
-"""
+
+class Settled(NamedTuple):
+    """The outcomes of one arm, and since when each user's are final: float64[users], Unix seconds."""
+
+    outcomes: Outcomes
+    since: NDArray[np.float64]
 
 
 def outcomes_of(
@@ -98,31 +105,59 @@ def outcomes_of(
     nothing is known from before it.
     """
     found: dict[str, list[Outcomes]] = {}
-    of_slates = [metric for metric in metrics if metric.is_of_slates]
-    of_users = [metric for metric in metrics if not metric.is_of_slates]
-    for some, statement in ((of_users, _statement_of_users), (of_slates, _statement_of_slates)):
-        if some:
-            read = copy_out(
-                db, statement(some, with_before), _parameters(scope, with_before), _dtype(some, with_before)
-            )
-            found |= {metric.name: _by_arm(read, number, metric, scope) for number, metric in enumerate(some)}
+    parameters = _watch(db, scope, with_before)
+    for some in _by_statement(metrics):
+        arms = _read(db, scope, some, parameters)
+        for number, metric in enumerate(some):
+            found[metric.name] = [_outcomes(of_arm, number, is_ratio=metric.is_ratio) for of_arm in arms]
     return {metric.name: found[metric.name] for metric in metrics}
 
 
-def _parameters(scope: Scope, with_before: bool) -> dict[str, object]:
+def settled_outcomes(db: Connection, scope: Scope, metric: Metric, *, with_before: bool = True) -> list[Settled]:
+    """Of each arm, in a scope with a window: whoever is in it is final, so that one scan tells of every day."""
+    arms = _read(db, scope, [metric], _watch(db, scope, with_before))
+    return [Settled(_outcomes(arm, 0, is_ratio=metric.is_ratio), np.ascontiguousarray(arm["final"])) for arm in arms]
+
+
+def _by_statement(metrics: Sequence[Metric]) -> list[list[Metric]]:
+    of_users = [metric for metric in metrics if not metric.is_of_slates]
+    of_slates = [metric for metric in metrics if metric.is_of_slates]
+    return [some for some in (of_users, of_slates) if some]
+
+
+def _watch(db: Connection, scope: Scope, with_before: bool) -> dict[str, Any]:
+    """Makes the table of who is watched from when to when; the parameters of what is built on it."""
     experiment = scope.experiment
-    return scope.parameters() | {
+    parameters = scope.parameters() | {
         "with_before": with_before,
         "started_at": scope.started_at,
         "surface": experiment.surface,
         "any_surface": experiment.holdout,
     }
+    db.exec_driver_sql(f"SET LOCAL work_mem = '{_WORK_MEMORY}'")
+    db.exec_driver_sql(_WATCH, parameters)
+    earliest = db.exec_driver_sql("SELECT min(watched_from) FROM watched").scalar_one()
+    return parameters | {"earliest": earliest}
+
+
+def _read(
+    db: Connection, scope: Scope, metrics: Sequence[Metric], parameters: Mapping[str, Any]
+) -> list[NDArray[np.void]]:
+    """For each arm a row per user; the metrics are all of users or all of slates."""
+    with_before = parameters["with_before"]
+    if metrics[0].is_of_slates:
+        db.exec_driver_sql(_TAKE_PAGES, parameters)
+        statement = _statement_of_slates(metrics, with_before)
+    else:
+        statement = _statement_of_users(metrics, with_before)
+    read = copy_out(db, statement, parameters, _dtype(metrics, with_before))
+    return [read[read["arm"] == arm] for arm in range(len(scope.experiment.variants))]
 
 
 def _statement_of_users(metrics: Sequence[Metric], with_before: bool) -> str:
     kinds = {metric.kind for metric in metrics}
     with_sessions = any(metric.is_per_session for metric in metrics)
-    return _USERS + _OF_USERS.format(
+    return _OF_USERS.format(
         source=_SEEN_OR_DONE if ON_SCREEN in kinds else _DONE,
         kinds=f"({_in(kinds)} OR session_id IS NOT NULL)" if with_sessions else _in(kinds),
         sums=", ".join(
@@ -135,22 +170,24 @@ def _statement_of_users(metrics: Sequence[Metric], with_before: bool) -> str:
 
 
 def _statement_of_slates(metrics: Sequence[Metric], with_before: bool) -> str:
-    times = [("after", "is_after"), ("before", "NOT is_after")]
-    sums, columns = [], []
-    for number, metric in enumerate(metrics):
-        is_on_screen = metric.aggregate == "rate_on_screen"
-        screen = " AND looked_at.user_id IS NOT NULL" if is_on_screen else ""
-        below = "seen" if is_on_screen else "shown"
-        for time, condition in times[: 2 if with_before else 1]:
-            sums.append(f"count(*) FILTER (WHERE kind = '{metric.kind}' AND {condition}{screen}) AS n{number}_{time}")
-            columns += [_or_none(f"n{number}_{time}", time), _or_none(f"{below}_{time}", time)]
-    return _USERS + _OF_SLATES.format(
+    """Of each item of each page whether it got such an event, and whether it was on screen; then how many."""
+    of_screen = any(metric.aggregate == "rate_on_screen" for metric in metrics)
+    kinds = {metric.kind for metric in metrics} | ({ON_SCREEN} if of_screen else set())
+    times = (("after", "is_after"), ("before", "NOT is_after"))[: 2 if with_before else 1]
+    sums = []
+    for time, when in times:
+        for number, metric in enumerate(metrics):
+            seen = " AND got_impression" if metric.aggregate == "rate_on_screen" else ""
+            sums.append(f"count(*) FILTER (WHERE got_{metric.kind} AND {when}{seen}) AS n{number}_{time}")
+            if seen:
+                sums.append(f"count(*) FILTER (WHERE got_impression AND {when}) AS d{number}_{time}")
+    return _OF_SLATES.format(
         shown=", ".join(f"sum(cardinality(item_rows)) FILTER (WHERE {when}) AS shown_{time}" for time, when in times),
-        seen=", ".join(f"count(*) FILTER (WHERE {when}) AS seen_{time}" for time, when in times),
-        with_screen=str(any(metric.aggregate == "rate_on_screen" for metric in metrics)).lower(),
-        kinds=_in({metric.kind for metric in metrics}),
+        touches=", ".join(f"bool_or(kind = '{kind}') AS got_{kind}" for kind in sorted(kinds)),
+        source=_SEEN_OR_DONE if of_screen else _DONE,
+        kinds=_in(kinds),
         sums=", ".join(sums),
-        columns=", ".join(columns),
+        columns=_columns(metrics, with_before),
     )
 
 
@@ -182,8 +219,14 @@ def _names(number: int, with_before: bool) -> list[str]:
 
 
 def _columns(metrics: Sequence[Metric], with_before: bool) -> str:
-    names = [name for number in range(len(metrics)) for name in _names(number, with_before)]
-    return ", ".join(_or_none(name, name.rpartition("_")[2]) for name in names)
+    """In the order of `_dtype`. What was shown is the same for every rate, and no sum over events."""
+    columns = []
+    for number, metric in enumerate(metrics):
+        for name in _names(number, with_before):
+            time = name.rpartition("_")[2]
+            is_shown = metric.aggregate == "rate" and name.startswith("d")
+            columns.append(_or_none(f"shown_{time}" if is_shown else name, time))
+    return ", ".join(columns)
 
 
 def _or_none(column: str, time: str) -> str:
@@ -199,12 +242,7 @@ def _in(kinds: Iterable[str]) -> str:
 
 def _dtype(metrics: Sequence[Metric], with_before: bool) -> np.dtype[np.void]:
     names = [name for number in range(len(metrics)) for name in _names(number, with_before)]
-    return np.dtype([("arm", np.int32), *((name, np.float64) for name in names)])
-
-
-def _by_arm(read: NDArray[np.void], number: int, metric: Metric, scope: Scope) -> list[Outcomes]:
-    arms = [read[read["arm"] == arm] for arm in range(len(scope.experiment.variants))]
-    return [_outcomes(of_arm, number, is_ratio=metric.is_ratio) for of_arm in arms]
+    return np.dtype([("arm", np.int32), ("final", np.float64), *((name, np.float64) for name in names)])
 
 
 def _outcomes(of_arm: NDArray[np.void], number: int, *, is_ratio: bool) -> Outcomes:

@@ -161,7 +161,7 @@ def results_of(engine: Engine, ask: Ask, *, impressions_days: int = 0) -> Result
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A connection whose snapshot does not move, with an end to what its statements may take."""
-    snapshot = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     try:
         with snapshot.begin() as db:
             be_patient(db)
