@@ -173,9 +173,13 @@ end
 local function meet(row, role)
   met, roles = met .. row, roles .. role
 end
+local regained = 0
 for i = 1, #more, 4 do
-  local row, n = string.sub(more, i, i + 3), (i + 3) / 4
-  if not is_met(row) then meet(row, string.sub(more_roles, n, n)) end
+  local row, role = string.sub(more, i, i + 3), string.sub(more_roles, (i + 3) / 4, (i + 3) / 4)
+  if not is_met(row) then
+    meet(row, role)
+    if role ~= string.char(0) then regained = regained + 1 end
+  end
 end
 local heard = redis.call('HGET', key, 'listens') or ''
 for i = 1, #listens, 16 do
@@ -195,7 +199,7 @@ end
 if #taken < wanted and not is_final then return {2, ''} end
 if #listens > 0 then redis.call('HSET', key, 'listens', string.sub(heard, -16 * most_listens)) end
 redis.call('HSET', key, 'met', string.sub(met, -4 * most_met), 'roles', string.sub(roles, -most_met))
-local given = redis.call('HINCRBY', key, 'given', #taken) - #taken
+local given = redis.call('HINCRBY', key, 'given', #taken + regained) - #taken
 local answer = given .. '\\n' .. about .. '\\n' .. table.concat(taken)
 if answer_id ~= '' then
   local ids = (redis.call('HGET', key, 'answers') or '') .. answer_id

@@ -1,0 +1,81 @@
+"""Issue 6, 4: Redis or Postgres goes away in mid-session. The player goes on getting tracks, is told what is missing,
+and the session goes on when the server is back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.service.conftest import Service, Stores
+from tests.service.outages import Island, island, metric, until
+from tests.service.test_next_track import ids, listens, page, play, session
+from tests.service.test_recommend import someone
+
+
+@pytest.fixture(scope="module")
+def place(stores: Stores) -> Iterator[Island]:
+    with tempfile.TemporaryDirectory(prefix="segue-island-") as folder:
+        Path(folder).chmod(0o755)
+        with island(stores, Path(folder)) as made:
+            yield made
+
+
+def go_on(service: Service, user: str, one: str, given: list[str], calls: int) -> list[dict]:
+    """Calls that each report the track before; what is given joins `given`."""
+    answers = []
+    for _ in range(calls):
+        answers.append(page(service, user, one, item_id=given[-1], listened=0.9))
+        given += ids(answers[-1])
+    return answers
+
+
+def is_whole(island: Island) -> None:
+    for service in (island.a, island.b):
+        until(lambda service=service: service.client.get("/readyz").json()["degraded"] == {})
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_without_redis_the_player_goes_on_and_afterwards_the_session_does(place: Island, how: str) -> None:
+    user, one = someone(), session()
+    given = play((place.a,), user, one, 5)
+    with place.without("valkey", how):
+        meanwhile = go_on(place.a, user, one, given, 5)
+        assert {answer["route"] for answer in meanwhile} == {"degraded"}
+        assert {answer["recorded"] for answer in meanwhile} == {True}
+        assert {answer["new_session"] for answer in meanwhile} == {False}
+        call = {"item_id": given[-1], "listened": 0.9, "event_id": f"event-{uuid4().hex}"}
+        assert ids(page(place.a, user, one, **call)) == ids(page(place.a, user, one, **call))
+        given += ids(page(place.a, user, one, **call))
+        # The other process has never heard of the session, but it can read what was listened to.
+        assert not set(ids(page(place.b, user, one, item_id=given[-1], listened=0.9, limit=50))) & set(given[:-1])
+    until(lambda: go_on(place.a, user, one, given, 1)[0]["route"] == "listening")
+    # Redis knows all of it now: whoever is asked gives nothing of it again.
+    until(lambda: go_on(place.b, user, one, given, 1)[0]["route"] == "listening")
+    after = [*go_on(place.a, user, one, given, 3), *go_on(place.b, user, one, given, 5)]
+    assert {(answer["route"], answer["new_session"]) for answer in after} == {("listening", False)}
+    assert len(set(given)) == len(given)
+    assert after[-1]["items"][0]["position"] >= len(given)
+    is_whole(place)
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_without_postgres_tracks_come_and_what_is_not_recorded_can_be_sent_again(place: Island, how: str) -> None:
+    user, one = someone(), session()
+    given = play((place.a, place.b), user, one, 4)
+    call = {"item_id": given[-1], "listened": 0.9, "event_id": f"event-{uuid4().hex}"}
+    before = metric(place.a, "segue_listens_unrecorded_total")
+    with place.without("postgres", how):
+        answer = page(place.a, user, one, **call)
+        assert answer["recorded"] is False
+        assert not set(ids(answer)) & set(given)
+        assert metric(place.a, "segue_listens_unrecorded_total") > before
+        given += ids(answer)
+        assert page(place.b, user, one, item_id=given[-1], listened=1)["recorded"] is False
+    is_whole(place)
+    again = page(place.b, user, one, **call)
+    assert (ids(again), again["recorded"]) == (ids(answer), True)
+    assert [item for item, _ in listens(place.environment, one)].count(given[3]) == 1
