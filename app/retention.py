@@ -2,7 +2,7 @@
 
 First the floors move: what is older is not taken in any more, for its id may go with it. Then rows go, a batch per
 transaction, each under the lock that every writer of events shares, so nobody waits but an erasure, for one batch. Old
-impressions, events of what was on screen and audit lines are deleted; old interactions are thinned out
+impressions, exposures, events of what was on screen and audit lines are deleted; old interactions are thinned out
 (`live.compaction`). docs/decisions/0014 says why nothing that is answered changes by it.
 """
 
@@ -54,6 +54,13 @@ DELETE = {
         DELETE FROM impressions WHERE request_id IN (
             SELECT request_id FROM impressions WHERE shown_at < %(floor)s ORDER BY shown_at LIMIT %(rows)s)
     """,
+    # Those of a running experiment say since when a user is in it, however long ago that was.
+    "exposures": """
+        DELETE FROM exposures WHERE (experiment, run, user_id, variant) IN (
+            SELECT experiment, exposures.run, user_id, variant
+            FROM experiments JOIN exposures ON experiment = key AND exposures.run = experiments.run
+            WHERE stopped_at < %(floor)s LIMIT %(rows)s)
+    """,
     # With the ids: an erasure finds them by the rows.
     "on_screen": """
         WITH gone AS (
@@ -87,8 +94,8 @@ def prune(engine: Engine, settings: Settings, *, pause: Pause = lambda _: None) 
         if not is_ours:
             return None
         gone: Counter[str] = Counter()
-        days = {"impressions": settings.impressions_days, "on_screen": settings.impressions_days,
-                "audit_log": settings.audit_days}  # fmt: skip
+        days = {"impressions": settings.impressions_days, "exposures": settings.impressions_days,
+                "on_screen": settings.impressions_days, "audit_log": settings.audit_days}  # fmt: skip
         for table, kept_days in days.items():
             if kept_days:
                 gone[table] = _delete(engine, table, _midnight(engine, kept_days), pause)

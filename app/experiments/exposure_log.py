@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -144,10 +145,13 @@ class ExposureLog:
                 telemetry.EXPOSURES_LOST.labels(each.experiment, each.variant).inc()
 
     def _run(self) -> None:
-        self._adopt()
+        looked_at = -ADOPT_SECONDS
         while not (self._closing.is_set() and not self._waiting):
-            if not self._wake.wait(ADOPT_SECONDS):
+            if time.monotonic() - looked_at >= ADOPT_SECONDS:
                 self._adopt()
+                looked_at = time.monotonic()
+            if not self._wake.wait(ADOPT_SECONDS):
+                continue
             self._hurry.wait(LINGER_SECONDS)
             self._wake.clear()
             self._hurry.clear()

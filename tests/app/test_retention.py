@@ -147,7 +147,7 @@ def test_no_answer_changes_when_old_events_go(
     assert answers(engine, settings) == before
     is_a_recount(engine, follower.state, settings)
     assert prune(engine, settings.model_copy(update={"events_days": 20})) == {
-        "impressions": 0, "on_screen": 0, "interactions": 0,
+        "impressions": 0, "exposures": 0, "on_screen": 0, "interactions": 0,
     }  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def test_what_was_pruned_and_is_sent_again_is_a_duplicate(
     seen = Event("seen", "ann", "a", "impression", None, NOW - timedelta(days=100))
     ingest.submit_blocking([*old, seen])
     stored(engine, follower)
-    assert prune(engine, settings) == {"impressions": 0, "on_screen": 1, "interactions": 4}
+    assert prune(engine, settings) == {"impressions": 0, "exposures": 0, "on_screen": 1, "interactions": 4}
     receipt = ingest.submit_blocking([*old, seen, Event("new", "bob", "b", "view", None, None)])
     assert (receipt.accepted, receipt.duplicates) == (1, 6)
     imported = [
@@ -207,13 +207,33 @@ def test_pages_and_audit_lines_go_by_age_in_batches(
     midnight = (NOW - 90 * DAY).replace(hour=0, minute=0, second=0, microsecond=0)
     old = sum(NOW - timedelta(days=86 + n) < midnight for n in range(10))
     assert old in (5, 6)
-    assert gone == {"impressions": old, "on_screen": old, "audit_log": old}
+    assert gone == {"impressions": old, "exposures": 0, "on_screen": old, "audit_log": old}
     assert len(batches) >= 3
     left = 10 - old
     assert [rows(engine, table) for table in ("impressions", "on_screen", "event_ids", "audit_log")] == [left] * 4
     for table, value in counted.items():
         assert telemetry.PRUNED_ROWS.labels(table)._value.get() == value + old
     assert prune(engine, Settings(impressions_days=0)) == Counter()
+
+
+def test_exposures_go_when_their_experiment_has_been_over_for_long(engine: Engine) -> None:
+    run = (
+        "insert into experiments (key, run, seed, definition, status, coverage, stopped_at)"
+        " values ('x', :run, 's', '{}', :status, 1, :stopped_at)"
+    )
+    exposure = (
+        "insert into exposures (experiment, run, user_id, variant, exposed_at, route, surface, request_id, worker)"
+        " values ('x', :run, 'ann', 'control', :at, 'few', 'feed', 'r', 'w')"
+    )
+    long_ago = NOW - 200 * DAY
+    with engine.begin() as db:
+        for number, stopped_at in enumerate([long_ago, NOW - DAY, None]):
+            status = "running" if stopped_at is None else "stopped"
+            db.execute(text(run), {"run": number, "status": status, "stopped_at": stopped_at})
+            db.execute(text(exposure), {"run": number, "at": long_ago})
+    assert prune(engine, Settings()) == {"impressions": 0, "exposures": 1, "on_screen": 0}
+    with engine.connect() as db:
+        assert db.execute(text("select run from exposures order by run")).scalars().all() == [1, 2]
 
 
 def test_a_process_that_slept_while_events_came_and_went_counts_them_all(
@@ -247,7 +267,7 @@ def test_one_process_prunes_at_a_time(engine: Engine, settings: Settings) -> Non
 
 def test_events_that_the_live_signals_have_not_stored_stay(engine: Engine, ingest: Ingest, settings: Settings) -> None:
     ingest.submit_blocking([Event(f"e{n}", "ann", "a", "view", None, NOW - timedelta(days=80 + n)) for n in range(5)])
-    assert prune(engine, settings) == {"impressions": 0, "on_screen": 0, "interactions": 0}
+    assert prune(engine, settings) == {"impressions": 0, "exposures": 0, "on_screen": 0, "interactions": 0}
     assert rows(engine, "interactions") == 5
     opened = LiveFollower(engine, settings)
     stored(engine, opened)
@@ -265,9 +285,9 @@ def test_a_writer_that_does_not_end_is_not_waited_for(
     ingest.submit_blocking([Event("e", "ann", "a", "impression", None, NOW - 100 * DAY)])
     with engine.begin() as slow:
         slow.execute(text("select pg_advisory_xact_lock_shared(:lock)"), {"lock": ERASURE_LOCK})
-        assert prune(engine, settings) == {"impressions": 0, "on_screen": 0, "interactions": 0}
+        assert prune(engine, settings) == {"impressions": 0, "exposures": 0, "on_screen": 0, "interactions": 0}
         assert ingest.submit_blocking([Event("f", "ann", "a", "impression", None, NOW - 100 * DAY)]).accepted == 1
-    assert prune(engine, settings) == {"impressions": 0, "on_screen": 2, "interactions": 0}
+    assert prune(engine, settings) == {"impressions": 0, "exposures": 0, "on_screen": 2, "interactions": 0}
 
 
 def test_writers_and_erasures_go_on_beside_it(
