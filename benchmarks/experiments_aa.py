@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from scipy.stats import binom
 
 from app.experiments.statistics import Comparison, Outcomes, compare, minimum_detectable_effect
@@ -212,10 +213,31 @@ def planted(variant: Outcomes, kind: str, effect: float) -> Outcomes:
     )
 
 
-def effect_to_find(setting: Setting, seed: int, *, users: int = USERS, pilot: int = 100_000) -> float:
-    """The effect that the power calculation promises to find with chance POWER, from another, larger experiment."""
-    past = setting.compare(*experiment(np.random.default_rng([seed, pilot]), users=pilot).on(DAYS - 1, setting.kind))
-    return minimum_detectable_effect(past, alpha=ALPHA, power=POWER) * math.sqrt(pilot / users)
+def effects_to_find(settings: Sequence[Setting], seed: int, *, pilots: int = 300) -> dict[Setting, float]:
+    """What the power calculation promises to find with chance POWER, from other experiments of the same size.
+
+    The same size, since the cut of a heavy tail lies further out, on average, the fewer users there are.
+    """
+    squares: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    for _, course in experiments(pilots, seed + 1_000_000):
+        for setting in settings:
+            past = setting.compare(*course.on(DAYS - 1, setting.kind, with_before=setting.cuped))
+            squares[setting].append(minimum_detectable_effect(past, alpha=ALPHA, power=POWER) ** 2)
+    return {setting: math.sqrt(np.mean(found)) for setting, found in squares.items()}
+
+
+def is_found_while_filling_up(seed: int, *, users: int = 1_000, looks: int = 100) -> bool:
+    """Whether intervals made for every look, misused on totals that grow, find something where nothing is.
+
+    All users are in from the first look on; their share that has come back goes from 1 % to 99 %.
+    """
+    rng = np.random.default_rng(seed)
+    returns, is_complete = rng.random((2, users // 2)), np.ones(users // 2, dtype=np.bool_)
+    for share in expit(np.linspace(logit(0.01), logit(0.99), looks)):
+        control, variant = (Outcomes((when < share).astype(np.float64), is_complete=is_complete) for when in returns)
+        if _is_below(compare(control, variant, planned_users=users).sequential_p_value):
+            return True
+    return False
 
 
 def bounds(number: int, chance: float) -> tuple[int, int]:
@@ -233,7 +255,7 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    effects = {setting: effect_to_find(setting, asked.seed) for setting in SETTINGS}
+    effects = effects_to_find(SETTINGS, asked.seed)
     counts: dict[Setting, Counter[str]] = {setting: Counter() for setting in SETTINGS}
     for _, course in experiments(asked.experiments, asked.seed):
         for setting in SETTINGS:
@@ -246,6 +268,8 @@ def main() -> None:
                 power=is_found_at_the_end(course, setting, effects[setting]),
             )
     report(asked.experiments, counts)
+    filled = sum(is_found_while_filling_up(asked.seed + one) for one in range(asked.experiments))
+    print(f"Always-valid, misused on shares that fill up while nobody new comes: {filled / asked.experiments:.2%}")
 
 
 def report(number: int, counts: dict[Setting, Counter[str]]) -> None:
