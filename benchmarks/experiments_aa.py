@@ -169,34 +169,38 @@ def experiments(number: int, seed: int, **size: int) -> Iterator[tuple[int, Expe
 
 @dataclass(frozen=True)
 class Peeked:
-    """Whether something was found on any evening: by the interval for one look, by the one for every look, and by
-    the latter where totals that still grow are taken for final, which nothing justifies (docs/decisions/0018)."""
+    """Whether something was found: at the one planned look, on the last evening; on any evening by the interval for one
+    look; by the one for every look; and by the latter where totals that still grow are taken for final, which nothing
+    justifies (docs/decisions/0018)."""
 
+    at_the_end: bool
     one_look: bool
     every_look: bool
-    every_look_growing: bool
+    on_growing: bool
     looks_judged: int
 
 
 def peek(course: Experiment, setting: Setting, *, with_growing: bool = False) -> Peeked:
     """Looks at the experiment every evening."""
-    one_look = every_look = growing = False
-    judged = 0
-    for day in range(DAYS):
-        arms = course.on(day, setting.kind, with_before=setting.cuped)
-        found = setting.compare(*arms)
-        one_look |= _is_below(found.p_value)
-        every_look |= _is_below(found.sequential_p_value)
-        judged += found.sequential_p_value is not None
-        if with_growing:
-            taken = (replace(arm, is_complete=np.ones(arm.users, dtype=np.bool_)) for arm in arms)
-            growing |= _is_below(setting.compare(*taken).sequential_p_value)
-    return Peeked(one_look, every_look, growing, judged)
+    found = [course.on(day, setting.kind, with_before=setting.cuped) for day in range(DAYS)]
+    looks = [setting.compare(*arms) for arms in found]
+    taken = [setting.compare(*map(_as_if_final, arms)) for arms in found] if with_growing else []
+    return Peeked(
+        at_the_end=_is_below(looks[-1].p_value),
+        one_look=any(_is_below(look.p_value) for look in looks),
+        every_look=any(_is_below(look.sequential_p_value) for look in looks),
+        on_growing=any(_is_below(look.sequential_p_value) for look in taken),
+        looks_judged=sum(look.sequential_p_value is not None for look in looks),
+    )
+
+
+def _as_if_final(outcomes: Outcomes) -> Outcomes:
+    return replace(outcomes, is_complete=np.ones(outcomes.users, dtype=np.bool_))
 
 
 def is_found_at_the_end(course: Experiment, setting: Setting, effect: float = 0.0) -> bool:
     """Whether the one planned look, on the last evening, finds a difference. effect: planted, in the metric's unit."""
-    control, variant = course.on(DAYS - 1, setting.kind)
+    control, variant = course.on(DAYS - 1, setting.kind, with_before=setting.cuped)
     return _is_below(setting.compare(control, planted(variant, setting.kind, effect)).p_value)
 
 
@@ -259,12 +263,12 @@ def main() -> None:
     counts: dict[Setting, Counter[str]] = {setting: Counter() for setting in SETTINGS}
     for _, course in experiments(asked.experiments, asked.seed):
         for setting in SETTINGS:
-            peeked = peek(course, setting, with_growing=True)
+            peeked = peek(course, setting, with_growing=not setting.cuped)
             counts[setting].update(
-                end=is_found_at_the_end(course, setting),
+                end=peeked.at_the_end,
                 one=peeked.one_look,
                 every=peeked.every_look,
-                growing=peeked.every_look_growing,
+                growing=peeked.on_growing,
                 power=is_found_at_the_end(course, setting, effects[setting]),
             )
     report(asked.experiments, counts)
@@ -281,7 +285,8 @@ def report(number: int, counts: dict[Setting, Counter[str]]) -> None:
     print(f"{'':34}{'one look':>10}{'peeking: one-look':>20}{'always-valid':>14}{'on growing':>12}{'power':>8}")
     for setting, count in counts.items():
         end, one, every, growing, power = (count[name] / number for name in ("end", "one", "every", "growing", "power"))
-        print(f"{setting.label:34}{end:10.2%}{one:20.2%}{every:14.2%}{growing:12.2%}{power:8.1%}")
+        misused = "" if setting.cuped else f"{growing:.2%}"
+        print(f"{setting.label:34}{end:10.2%}{one:20.2%}{every:14.2%}{misused:>12}{power:8.1%}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What an experiment can find: the least effect, the users it takes, and the days until they have come.
 
 All of it by the normal distribution from the standard error that a comparison has now, CUPED and winsorising included,
-for one look at the end; an interval for every look needs about half as many users again, or more.
+for one look at the end; an interval that holds at every look takes about twice as many users to exclude 0 by then.
 """
 
 from __future__ import annotations

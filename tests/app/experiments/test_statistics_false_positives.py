@@ -39,10 +39,11 @@ def found() -> dict[str, Counter[Setting]]:
     }
     effects = effects_to_find(WITH_EFFECT, SEED)
     for _, course in experiments(NUMBER, SEED):
-        counts["end"].update(setting for setting in SETTINGS if is_found_at_the_end(course, setting))
+        counts["end"].update(s for s in SETTINGS if s not in PEEKED and is_found_at_the_end(course, s))
         counts["planted"].update(s for s, effect in effects.items() if is_found_at_the_end(course, s, effect))
         for setting in PEEKED:
             peeked = peek(course, setting)
+            counts["end"][setting] += peeked.at_the_end
             counts["one look"][setting] += peeked.one_look
             counts["every look"][setting] += peeked.every_look
             counts["looks"][setting] += peeked.looks_judged
