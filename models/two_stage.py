@@ -291,12 +291,12 @@ class Blend(DenseRecommender):
             features = self._view(query, self._with_own(positions, view.personal)).features
         else:
             features = view.features.take(np.array(places), axis=1)
+        usual = np.zeros((len(features), 1), np.float32)
+        usual[: len(SHARES), 0] = self.live_counts.average_log_shares(query)
+        usual[len(SHARES) : _N_LIVE] = NO_CO_VISITS
         lifts = self.ranker.effects(features, view.context)
-        features[: len(SHARES)] -= self.live_counts.average_log_shares(query)[:, None]
-        features[len(SHARES) : _N_LIVE] -= NO_CO_VISITS
-        lifts *= features
-        n_shares = len(SHARES)
-        return np.vstack([lifts[:n_shares].sum(axis=0), lifts[n_shares:_N_LIVE].sum(axis=0), lifts[_N_LIVE:]])
+        lifts *= features - usual
+        return np.asarray(np.add.reduceat(lifts, [0, len(SHARES), *range(_N_LIVE, len(features))]))
 
     def _said(self, speaker: int, query: Query, personal: Personal, positions: Positions) -> Sequence[Reason | None]:
         """What co-visits, 1, or a source gives for the reason."""

@@ -9,10 +9,12 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -233,15 +235,31 @@ def _encode(pinned: Pinned) -> bytes:
     kept = {name: getattr(pinned, name) for name in _KEPT}
     if pinned.arm is not NO_ARM:
         kept["arm"] = pinned.arm
-    return orjson.dumps(kept | {"remaining": [(*item[:4], *item.reason, item.propensity) for item in pinned.remaining]})
+    return orjson.dumps(kept | {"remaining": [], "runs": _runs(pinned.remaining)})
+
+
+def _runs(items: Sequence[Shown]) -> list[tuple[Any, ...]]:
+    """Items one after the other that differ in nothing but row and score: what they share, the rows, the scores."""
+    runs = []
+    for (source, promoted, reason, propensity), run in groupby(items, _BUT_ROW_AND_SCORE):
+        rows, scores, *_ = zip(*run, strict=True)
+        runs.append((source, promoted, *reason, propensity, rows, scores))
+    return runs
+
+
+_BUT_ROW_AND_SCORE = itemgetter(slice(2, None))
 
 
 def _decode(raw: bytes) -> Pinned:
     fields = orjson.loads(raw)
-    # What a version without propensities has pinned is still good.
+    # What a version without runs, or without propensities, has pinned is still good.
     remaining = tuple(
         Shown(row, score, source, promoted, Reason(code, seed), *propensity)
         for row, score, source, promoted, code, seed, *propensity in fields["remaining"]
+    ) + tuple(
+        Shown(row, score, source, promoted, Reason(code, seed), propensity)
+        for source, promoted, code, seed, propensity, rows, scores in fields.pop("runs", ())
+        for row, score in zip(rows, scores, strict=True)
     )
     arm = Arm(**fields["arm"]) if "arm" in fields else NO_ARM
     return Pinned(**{**fields, "given": tuple(fields["given"]), "remaining": remaining, "arm": arm})

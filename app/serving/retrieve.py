@@ -87,13 +87,13 @@ def with_reasons(release: ServedRelease, slate: Sequence[Shown], query: Query, l
     known = positions[positions >= 0]
     rows = release.row_of_position[known].tolist()
     given = dict(zip(rows, recommender.reasons(query, known), strict=True))
-    return [
-        shown._replace(reason=_with_row(release, given[shown.row])) if shown.row in given else shown for shown in slate
-    ]
+    return [_told(release, shown, given[shown.row]) if shown.row in given else shown for shown in slate]
 
 
-def _with_row(release: ServedRelease, reason: Reason) -> Reason:
-    return reason if reason.seed is None else Reason(reason.code, int(release.row_of_position[reason.seed]))
+def _told(release: ServedRelease, shown: Shown, reason: Reason) -> Shown:
+    seed = None if reason.seed is None else int(release.row_of_position[reason.seed])
+    # `_replace` takes three times as long.
+    return Shown(*shown[:4], Reason(reason.code, seed), shown.propensity)
 
 
 def history_of(view: UserView, release: ServedRelease) -> History:
