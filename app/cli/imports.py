@@ -52,6 +52,32 @@ def import_posts(
     print_import(report)
 
 
+@imports.command("listens")
+def import_listens(
+    path: Annotated[Path, typer.Argument(help="table, .csv or .parquet: user, session, track, artist, time, fraction")],
+    shift_to_now: Annotated[bool, typer.Option(help="move all times so that the newest listen is now")] = False,
+) -> None:
+    """What was listened to, when, and how much of it."""
+    from app.importers.listens import import_listens
+
+    with opened() as (_, engine), progress_counter() as progress:
+        report = import_listens(engine, path, shift_to_now=shift_to_now, progress=progress)
+    print_import(report)
+
+
+@imports.command("sessions")
+def import_sessions(
+    path: Annotated[Path, typer.Argument(help="table, .csv or .parquet: session_id, item_id, in order")],
+    train_only: Annotated[bool, typer.Option(help="leave out the sessions whose is_test is not 0")] = False,
+) -> None:
+    """Listening sessions of ids alone, each of a user of its own; times are made up, a second apart."""
+    from app.importers.sessions import import_sessions
+
+    with opened() as (_, engine), progress_counter() as progress:
+        report = import_sessions(engine, path, train_only=train_only, progress=progress)
+    print_import(report)
+
+
 def print_import(report: ImportReport) -> None:
     for row in report.bad[:10]:
         console.print(f"not imported: {row}", highlight=False, markup=False)
