@@ -39,8 +39,11 @@ class Scope:
 
     @property
     def is_final(self) -> bool:
-        """Whether the figures of those who are in them can't grow any more, but for events that arrive late."""
-        return self.window is not None or self.experiment.stopped_at is not None
+        """Whether a user's figure is final a set time after the first exposure, but for events that arrive late.
+
+        Without a window it is when the experiment stops, a moment that someone may have chosen by looking.
+        """
+        return self.window is not None
 
     def parameters(self) -> dict[str, Any]:
         """For the statements that are built on ELIGIBLE."""

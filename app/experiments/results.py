@@ -272,7 +272,7 @@ def compared(control: Outcomes, variant: Outcomes, scope: Scope, ask: Ask) -> Co
 
 
 def _final(outcomes: Outcomes, scope: Scope) -> Outcomes:
-    """Whoever is in the figures of a window has had it whole; of the whole experiment nobody has until it stops."""
+    """Whoever is in the figures of a window has had it whole; of totals without one nobody's are final."""
     return replace(outcomes, is_complete=np.ones(outcomes.users, np.bool_)) if scope.is_final else outcomes
 
 

@@ -148,7 +148,7 @@ def notes(population: Population, scope: Scope) -> Iterator[str]:
         yield f"{waiting:,} users are not in the figures yet: their window is not over"
     if not scope.is_final:
         yield (
-            "no always-valid interval: while the experiment runs the totals of users still grow. Give a `window`, after"
+            "no always-valid interval: the totals of users grow until the experiment stops. Give a `window`, after"
             " which a user's figure is final"
         )
 
