@@ -20,7 +20,7 @@ from models.ranking.listwise import Choices, ListwiseRanker, fit_listwise
 from models.retrieval.next_track.answers import Heard
 
 HELD_OUT = 0.1
-MOST_CHOICES = 30_000
+MOST_CHOICES = 15_000
 _FEWEST_CHOICES = 200
 _OFFERED = 120
 _JUDGED = 1 / 3

@@ -25,6 +25,7 @@ from models.contracts import Progress, Scores, unwatched
 from models.data.sessions import Sessions
 from models.retrieval.next_track.answers import LONGEST
 from models.retrieval.next_track.attention import SessionAttention
+from models.retrieval.next_track.first_vectors import first_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Training:
     heads: int = 2
     layers: int = 1
     dropout: float = 0.2
-    epochs: int = 20
+    epochs: int = 12
     batch: int = 512
     negatives: int = 3_000
     rate: float = 2e-3
@@ -56,8 +57,8 @@ class _Batch(NamedTuple):
 
 def fit_session_attention(
     sessions: Sessions,
-    first: Scores | None = None,
     *,
+    resumed: SessionAttention | None = None,
     training: Training | None = None,
     seed: int = 0,
     progress: Progress = unwatched,
@@ -65,13 +66,16 @@ def fit_session_attention(
 ) -> SessionAttention:
     """Learn on the threads that torch was given; in nowplaying an epoch takes about a minute of one core.
 
-    first:      float32[n_items, width], vectors to start from; None: drawn
+    resumed:    learned before from some of these sessions, of the same shape; goes on from there
     each_epoch: called with the number of the epoch and what was learned by then
     """
     chosen = training or Training()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    network = _Network(sessions.n_items, chosen, first, knows_listening=bool(np.isfinite(sessions.fractions).any()))
+    first = first_vectors(sessions, chosen.width, seed=seed) if resumed is None else resumed.vectors
+    network = _Network(chosen, first, knows_listening=bool(np.isfinite(sessions.fractions).any()))
+    if resumed is not None:
+        network.resume(resumed)
     sampler = _Negatives(sessions, chosen)
     optimizer = torch.optim.AdamW(network.groups(), lr=chosen.rate, fused=True)
     steps_each = sum(1 for _ in _batches(sessions, chosen.batch, rng))
@@ -92,18 +96,18 @@ def fit_session_attention(
 
 
 class _Network(nn.Module):
-    def __init__(self, n_items: int, chosen: Training, first: Scores | None, knows_listening: bool) -> None:
+    def __init__(self, chosen: Training, first: Scores, *, knows_listening: bool) -> None:
         super().__init__()
         width = chosen.width
-        drawn = torch.randn(n_items, width) / math.sqrt(width)
-        self.vectors = nn.Parameter(drawn if first is None else torch.from_numpy(np.array(first)) + 0.1 * drawn)
+        drawn = torch.randn(len(first), width) / math.sqrt(width)
+        self.vectors = nn.Parameter(torch.from_numpy(np.array(first, np.float32)) + 0.1 * drawn)
         self.fraction = nn.Parameter(torch.zeros(width))
         self.layers = nn.ModuleList(_Layer(chosen) for _ in range(chosen.layers))
         self.last = nn.LayerNorm(width)
         self.out = nn.Linear(width, width)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(12.0)))
         self.listening = nn.Linear(width, width)
-        self.usual_listening = nn.Parameter(torch.zeros(n_items))
+        self.usual_listening = nn.Parameter(torch.zeros(len(first)))
         self.mean_listening = nn.Parameter(torch.tensor(1.0))
         self.dropout = nn.Dropout(chosen.dropout)
         self.knows_listening = knows_listening
@@ -146,6 +150,23 @@ class _Network(nn.Module):
             return state.new_zeros(())
         logits = (self.listening(state) * taken).sum(-1) + self.usual_listening[targets] + self.mean_listening
         return functional.binary_cross_entropy_with_logits(logits, fractions.clamp(0, 1))
+
+    @torch.no_grad()
+    def resume(self, learned: SessionAttention) -> None:
+        """Take over everything that `frozen` gave away."""
+        self.vectors.copy_(torch.from_numpy(np.array(learned.vectors)))
+        self.fraction.copy_(torch.from_numpy(np.array(learned.fraction)))
+        self.log_temperature.fill_(math.log(learned.temperature))
+        self.usual_listening.copy_(torch.from_numpy(np.array(learned.usual_listening)) - self.mean_listening)
+        _fill_norm(self.last, learned.last)
+        _fill_linear(self.out, learned.out)
+        _fill_linear(self.listening, learned.listening)
+        for layer, arrays in zip(self.layers, learned.layers, strict=True):
+            layer.distance.copy_(torch.from_numpy(np.array(arrays["distance"])))
+            for name in ("before", "between"):
+                _fill_norm(getattr(layer, name), arrays[name])
+            for name in ("project", "join", "inner", "outer"):
+                _fill_linear(getattr(layer, name), arrays[name])
 
     @torch.no_grad()
     def frozen(self) -> SessionAttention:
@@ -288,6 +309,16 @@ def _warm_then_down(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, max(0.02, 1 - step / max(steps, 1)))
     )
+
+
+def _fill_norm(norm: nn.LayerNorm, arrays: NDArray[np.float32]) -> None:
+    norm.weight.copy_(torch.from_numpy(np.array(arrays[0])))
+    norm.bias.copy_(torch.from_numpy(np.array(arrays[1])))
+
+
+def _fill_linear(linear: nn.Linear, weights: NDArray[np.float32]) -> None:
+    linear.weight.copy_(torch.from_numpy(np.array(weights[:-1].T)))
+    linear.bias.copy_(torch.from_numpy(np.array(weights[-1])))
 
 
 def array(tensor: Tensor) -> NDArray[np.float32]:

@@ -100,7 +100,7 @@ class SessionKnn:
         away = self._place_of[index] - np.repeat(places, lengths)
         say = np.exp(np.abs(away) * np.float32(-1 / self.nearness.reach))
         say[away < 0] *= np.float32(self.nearness.before)
-        return summed(self.tracks[index], say * np.repeat(likeness, lengths))
+        return summed(self.tracks[index], (say * np.repeat(likeness, lengths)).astype(np.float32))
 
     def _common(self, heard: Heard) -> tuple[NDArray[np.int32], Scores]:
         """Earlier listens of this session's tracks, and what each of them counts."""

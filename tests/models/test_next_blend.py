@@ -1,0 +1,114 @@
+"""The blend of the next track: what it sees, that it learns, and that it always has an answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.contracts import NextTrackRecommender
+from models.data.sessions import split_newest
+from models.evaluation.next_item import judge
+from models.fit_next_blend import choices_of, learn_ranker, measured, unlearned, views_of
+from models.next_blend import NextBlend
+from models.next_recipes import COUNTED, LOADS, RIVALS, SERVED, fit_next_recipes
+from models.retrieval.next_track.answers import UNKNOWN_LISTENING, Heard
+from tests.models.retrieval.next_track.test_attention import drawn
+from tests.next_track_toys import N_TRACKS, RING_A, after, ring_sessions, sessions_of
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, Any]:
+    return fit_next_recipes(ring_sessions(900), seed=0)
+
+
+def test_the_recipes_come_in_the_order_in_which_they_are_built(fitted: dict[str, Any]) -> None:
+    assert list(fitted) == [*COUNTED, SERVED]
+    assert set(RIVALS) < set(LOADS)
+    assert fitted[SERVED].chosen["hidden"] in (0, 16, 32)
+
+
+def test_it_keeps_the_protocol(fitted: dict[str, Any]) -> None:
+    blend = fitted[SERVED]
+    assert isinstance(blend, NextTrackRecommender)
+    found = blend.next(after(3, 4, 5, limit=8, excluded=(6, 7)))
+    assert len(set(found.positions.tolist())) == 8
+    assert not {6, 7} & set(found.positions.tolist())
+    assert set(found.positions.tolist()) <= set(RING_A)
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.listening.tolist() == [UNKNOWN_LISTENING] * 8
+
+
+def test_it_learns_what_comes_next(fitted: dict[str, Any]) -> None:
+    """As good as the best of those it blends, and far better than popularity."""
+    prefixes = ring_sessions(60, seed=5).prefixes()
+    found = {name: judge(recommender, prefixes).reciprocal_rank.mean for name, recommender in fitted.items()}
+    assert found[SERVED] > 0.97 * max(found[name] for name in COUNTED)
+    assert found[SERVED] > 3 * found["popular_tracks"]
+
+
+def test_popular_tracks_fill_up_until_nothing_is_left(fitted: dict[str, Any]) -> None:
+    first = fitted[SERVED].next(after(limit=5))
+    assert first.positions.tolist() == fitted["popular_tracks"].next(after(limit=5)).positions.tolist()
+    everything = fitted[SERVED].next(after(3, 4, limit=100, excluded=(0, 1)))
+    assert sorted(everything.positions.tolist()) == list(range(2, N_TRACKS))
+    assert (np.diff(everything.scores) <= 0).all()
+
+
+def test_filters_hold_for_what_fills_up_too(fitted: dict[str, Any]) -> None:
+    eligible = np.zeros(N_TRACKS, np.bool_)
+    eligible[[2, 30, 38]] = True
+    found = fitted[SERVED].next(replace(after(3, 4, limit=10), eligible=eligible))
+    assert sorted(found.positions.tolist()) == [2, 30, 38]
+
+
+def test_it_comes_back_from_its_parts(fitted: dict[str, Any]) -> None:
+    built: dict[str, Any] = {}
+    for name, recommender in fitted.items():
+        built[name] = LOADS[name](*recommender.parts(), built)
+    for left, right in zip(built[SERVED].next(after(3, 4)), fitted[SERVED].next(after(3, 4)), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_self_attention_is_one_more_voice(fitted: dict[str, Any]) -> None:
+    attention = drawn()
+    together = {name: fitted[name] for name in COUNTED} | {attention.name: attention}
+    blend = NextBlend.of(together, unlearned(together), {})
+    heard = Heard(np.array([3, 4], np.int32), np.full(2, np.nan, np.float32))
+    seen, without = blend.seen(heard), NextBlend.of(fitted, unlearned(fitted), {}).seen(heard)
+    assert len(seen.features) == len(without.features) + 1
+    scores = attention.vectors[seen.positions] @ attention.direction(attention.state(heard))
+    np.testing.assert_allclose(seen.features[6], scores - scores.max(), atol=1e-5)
+    expected = attention.expected_listening(attention.state(heard), blend.next(after(3, 4)).positions)
+    np.testing.assert_allclose(blend.next(after(3, 4)).listening, expected, rtol=1e-5)
+
+
+def test_choices_put_what_followed_first() -> None:
+    earlier, newest = split_newest(ring_sessions(300), 0.1)
+    fitted = {name: fit(earlier) for name, fit in COUNTED.items()}
+    views = views_of(NextBlend.of(fitted, unlearned(fitted), {}), newest.prefixes())
+    seen, place = next(view for view in views if view[1] is not None)
+    choices = choices_of([(seen, place)], seed=0)
+    np.testing.assert_array_equal(choices.features[0, :, 0], seen.features[:, place])
+    assert choices.offered[0].sum() == len(seen.positions)
+
+
+def test_what_nobody_named_counts_as_missed() -> None:
+    earlier, newest = split_newest(ring_sessions(300), 0.1)
+    fitted = {name: fit(earlier) for name, fit in COUNTED.items()}
+    ranker = unlearned(fitted)
+    views = views_of(NextBlend.of(fitted, ranker, {}), newest.prefixes())
+    hit_rate, reciprocal = measured(ranker, views)
+    assert 0.9 < hit_rate <= 1
+    assert measured(ranker, [*views, *[(seen, None) for seen, _ in views]])[0] == pytest.approx(hit_rate / 2)
+    assert 0 < reciprocal < hit_rate
+
+
+def test_a_handful_of_sessions_is_too_few_to_learn_from() -> None:
+    sessions = sessions_of([1, 2, 3], [1, 2], [2, 3], [4, 5], [1, 2, 3])
+    fitted = {name: fit(sessions) for name, fit in COUNTED.items()}
+    ranker, chosen = learn_ranker(fitted, sessions)
+    assert "hidden" not in chosen
+    assert NextBlend.of(fitted, ranker, chosen).next(after(1, limit=1)).positions.tolist() == [2]
