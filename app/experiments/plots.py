@@ -60,9 +60,12 @@ def course_plot(course: Course, format_: Format) -> bytes:
         axes.axhline(0, color=_INK, linewidth=1)
         axes.yaxis.set_major_formatter(_as_percent)
         axes.set_ylabel(f"relative lift over {course.control}")
-        _name_days(axes)
         if any(course.variants.values()):
+            _name_days(axes)
             axes.legend(loc="upper left", frameon=False)
+        else:
+            axes.set_xticks([])
+            axes.annotate("no lift can be told yet", (0.5, 0.6), xycoords="axes fraction", color=_FAINT, ha="center")
         level = f"{1 - course.alpha:.0%}"
         _explain(figure, f"band: {level}, valid at every look · dashes: {level} for one planned look")
         hours = course.window.total_seconds() / 3600
@@ -124,9 +127,6 @@ def _draw_course(axes: Axes, number: int, name: str, points: tuple[Point, ...]) 
     if points:
         axes.annotate(_percent(lifts[-1]), (days[-1], lifts[-1]), color=colour, fontweight="bold", xytext=(6, 0),
                       textcoords="offset points", va="center")  # fmt: skip
-    else:
-        axes.annotate(f"{name}: no lift can be told yet", (0.5, 0.5), xycoords="axes fraction", color=_FAINT,
-                      ha="center")  # fmt: skip
 
 
 def _day(point: Point) -> float:
@@ -138,8 +138,11 @@ def _figure(height_inches: float) -> Figure:
     import matplotlib  # noqa: PLC0415 - see the module's docstring
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    # Letters stay letters, for those who search, copy or listen; and the same figures give the same file.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "segue", "font.size": 10})
+    # Letters stay letters, for those who search, copy or listen, and a $ in a name is no formula; and the same figures
+    # give the same file.
+    matplotlib.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "segue", "text.parse_math": False, "font.size": 10}
+    )
     return Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained", facecolor="white")
 
 
