@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,8 +27,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Parts, Recommender, Scores
+from models.contracts import NextTrackRecommender, Parts, Recommender, Scores
 from models.data.features import ContentEncoder
+from models.next_recipes import LOADS
 from models.recipes import RECIPES
 from models.training import FittedRelease
 
@@ -79,6 +80,7 @@ class LoadedRelease:
 
     manifest: what `save` wrote: `database_id`, `data_window`, `metrics`, `recommenders`, `versions`, …
     content:  float32[n_items, d], what the encoder said of the items when they were fitted
+    next_tracks: what foretells the next track of a session, by name; empty where there was nothing to learn from
     """
 
     folder: Path
@@ -87,6 +89,7 @@ class LoadedRelease:
     content: Scores
     recommenders: dict[str, Recommender]
     rows: RowMap
+    next_tracks: Mapping[str, NextTrackRecommender] = field(default_factory=dict)
 
 
 def save(
@@ -124,6 +127,7 @@ def save(
                     "n_items": len(fitted.content),
                     "seed": fitted.seed,
                     "recommenders": list(fitted.recommenders),
+                    "next_tracks": list(fitted.next_tracks),
                     "metrics": dict(metrics or {}),
                     "versions": _library_versions() | dict(versions or {}),
                     "files": {name: _sha256(unfinished / name) for name in _files(unfinished)},
@@ -153,6 +157,7 @@ def load(folder: Path, *, verify: bool = True) -> LoadedRelease:
         content=_read_array(folder / "content.npy"),
         recommenders=_read_recommenders(folder, manifest),
         rows=RowMap.of(_read_array(folder / "row_of_position.npy")),
+        next_tracks=_read_next_tracks(folder, manifest),
     )
 
 
@@ -180,6 +185,7 @@ def _write_parts(folder: Path, fitted: FittedRelease, rows: NDArray[np.int64]) -
     _write_array(folder / "row_of_position.npy", rows)
     parts = {"encoder": fitted.encoder.parts()}
     parts |= {name: recommender.parts() for name, recommender in fitted.recommenders.items()}
+    parts |= {name: recommender.parts() for name, recommender in fitted.next_tracks.items()}
     for name, (parameters, arrays) in parts.items():
         (folder / name).mkdir()
         _write_json(folder / name / "parameters.json", parameters)
@@ -238,6 +244,16 @@ def _read_recommenders(folder: Path, manifest: Mapping[str, Any]) -> dict[str, R
             raise ArtifactError(folder / name, f"needs {', '.join(missing)}, which the release lacks")
         needed = {need: loaded[need] for need in recipe.needs}
         loaded[name] = _built(folder / name, partial(recipe.load, *parts, needed))
+    return loaded
+
+
+def _read_next_tracks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, NextTrackRecommender]:
+    """Releases from before there were any name none."""
+    loaded: dict[str, NextTrackRecommender] = {}
+    for name in manifest.get("next_tracks", ()):
+        if name not in LOADS:
+            raise ArtifactError(folder / name, "this code has no recipe of that name")
+        loaded[name] = _built(folder / name, partial(LOADS[name], *_read_parts(folder / name, manifest), loaded))
     return loaded
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
-from models.contracts import Progress, Recommender, Scores, unwatched
+from models.contracts import NextTrackRecommender, Progress, Recommender, Scores, unwatched
 from models.data.dataset import Dataset
 from models.data.features import ContentEncoder, fit_content_encoder
 from models.recipes import FitContext, with_needs
@@ -22,12 +22,14 @@ class FittedRelease:
 
     content:      float32[n_items, d], what the encoder says of the dataset's items
     recommenders: by name, in fit order
+    next_tracks:  of `models.next_recipes.fit_next_recipes`, where there are sessions to learn from
     """
 
     encoder: ContentEncoder
     content: Scores
     recommenders: dict[str, Recommender]
     seed: int
+    next_tracks: Mapping[str, NextTrackRecommender] = field(default_factory=dict)
 
 
 def fit_recipes(
