@@ -73,6 +73,10 @@ def compare(
     planned_users: of both variants together, chosen before the first look; the sequential interval is tightest there
     Raises NoComparison where a variant has fewer than two users or a ratio nothing to divide by.
     """
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha is {alpha}, not between 0 and 1")
+    if (control.denominator is None) != (variant.denominator is None):
+        raise ValueError("a mean can't be compared with a ratio: one of two variants has a denominator")
     now = estimated(*winsorised(control, variant, winsor), cuped=cuped)
     fixed = _at_one_look(now, alpha)
     settled = _settled(control, variant, now, winsor=winsor, cuped=cuped)

@@ -155,6 +155,15 @@ def test_a_number_that_is_none_is_named() -> None:
         Outcomes(np.ones(2), np.ones(1))
 
 
+def test_a_mean_is_not_compared_with_a_ratio_nor_at_a_level_that_is_none() -> None:
+    mean, ratio = Outcomes(np.arange(3.0)), Outcomes(np.arange(3.0), np.ones(3))
+    with pytest.raises(ValueError, match="with a ratio"):
+        compare(mean, ratio)
+    for level in ({"alpha": 0.0}, {"winsor": 99.0}):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            compare(mean, mean, **level)
+
+
 def test_users_whose_denominator_is_0_count_as_users() -> None:
     control = Outcomes(np.array([1.0, 0.0, 2.0]), np.array([2.0, 0.0, 3.0]))
     found = compare(control, control)
