@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import NextTrackRecommender, Parts, Recommender, Scores
+from models.contracts import LearnedNextTrack, Parts, Recommender, Scores
 from models.data.features import ContentEncoder
 from models.next_recipes import LOADS
 from models.recipes import RECIPES
@@ -89,7 +89,7 @@ class LoadedRelease:
     content: Scores
     recommenders: dict[str, Recommender]
     rows: RowMap
-    next_tracks: Mapping[str, NextTrackRecommender] = field(default_factory=dict)
+    next_tracks: Mapping[str, LearnedNextTrack] = field(default_factory=dict)
 
 
 def save(
@@ -247,9 +247,9 @@ def _read_recommenders(folder: Path, manifest: Mapping[str, Any]) -> dict[str, R
     return loaded
 
 
-def _read_next_tracks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, NextTrackRecommender]:
+def _read_next_tracks(folder: Path, manifest: Mapping[str, Any]) -> dict[str, LearnedNextTrack]:
     """Releases from before there were any name none."""
-    loaded: dict[str, NextTrackRecommender] = {}
+    loaded: dict[str, LearnedNextTrack] = {}
     for name in manifest.get("next_tracks", ()):
         if name not in LOADS:
             raise ArtifactError(folder / name, "this code has no recipe of that name")

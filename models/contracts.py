@@ -255,3 +255,11 @@ class NextTrackRecommender(Protocol):
 
     def next(self, query: SessionQuery) -> NextCandidates:
         """At most `query.limit` tracks that the query allows, best first, no duplicates."""
+
+
+@runtime_checkable
+class LearnedNextTrack(NextTrackRecommender, Protocol):
+    """One that was learned from sessions and travels in releases."""
+
+    def parts(self) -> Parts:
+        """What `artifacts.save` writes; the class's `from_parts` builds it again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.contracts import Arrays, NextTrackRecommender, Parameters, Progress, unwatched
+from models.contracts import Arrays, LearnedNextTrack, Parameters, Progress, unwatched
 from models.data.sessions import Sessions
 from models.fit_next_blend import fit_next_blend
 from models.next_blend import ATTENTION, NextBlend
@@ -16,7 +16,7 @@ from models.retrieval.next_track.recency_ease import fit_recency_ease
 from models.retrieval.next_track.session_knn import SessionKnn, fit_session_knn
 from models.retrieval.next_track.transitions import fit_co_listens, fit_transition_counter
 
-COUNTED: dict[str, Callable[[Sessions], NextTrackRecommender]] = {
+COUNTED: dict[str, Callable[[Sessions], LearnedNextTrack]] = {
     "popular_tracks": fit_popular_tracks,
     "transition_counter": fit_transition_counter,
     "co_listens": fit_co_listens,
@@ -27,7 +27,7 @@ RIVALS = COUNTED | {"recency_ease": fit_recency_ease}
 """With what is compared but not served: EASE names too few tracks of a large catalogue to bring the blend anything."""
 SERVED = NextBlend.name
 
-Load = Callable[[Parameters, Arrays, Mapping[str, Any]], NextTrackRecommender]
+Load = Callable[[Parameters, Arrays, Mapping[str, Any]], LearnedNextTrack]
 LOADS: dict[str, Load] = {
     "popular_tracks": lambda p, a, _: PopularTracks.from_parts(p, a),
     "transition_counter": lambda p, a, _: LinkedTracks.from_parts(p, a),
@@ -48,14 +48,14 @@ FitAttention = Callable[[Sessions, SessionAttention | None, int, Progress], Sess
 
 def fit_next_recipes(
     sessions: Sessions, *, attention: FitAttention | None = None, seed: int = 0, progress: Progress = unwatched
-) -> dict[str, NextTrackRecommender]:
+) -> dict[str, LearnedNextTrack]:
     """The blend and all that it stands on, in the order of LOADS.
 
     attention: `attention_of`, which needs the extra `train`; None: a blend without self-attention
     """
     learned: list[SessionAttention] = []
 
-    def fit(part: Sessions) -> dict[str, NextTrackRecommender]:
+    def fit(part: Sessions) -> dict[str, LearnedNextTrack]:
         fitted = {name: fit_one(part) for name, fit_one in COUNTED.items()}
         if attention is not None:
             learned.append(attention(part, learned[-1] if learned else None, seed, progress))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
-from models.contracts import NextTrackRecommender, Progress, Recommender, Scores, unwatched
+from models.contracts import LearnedNextTrack, Progress, Recommender, Scores, unwatched
 from models.data.dataset import Dataset
 from models.data.features import ContentEncoder, fit_content_encoder
 from models.recipes import FitContext, with_needs
@@ -29,7 +29,7 @@ class FittedRelease:
     content: Scores
     recommenders: dict[str, Recommender]
     seed: int
-    next_tracks: Mapping[str, NextTrackRecommender] = field(default_factory=dict)
+    next_tracks: Mapping[str, LearnedNextTrack] = field(default_factory=dict)
 
 
 def fit_recipes(
