@@ -73,7 +73,7 @@ def course_of(engine: Engine, ask: Ask) -> Course:
         control=experiment.control.name,
         window=ask.window,
         alpha=ask.alpha,
-        problems=tuple(problems(ratios, population, (), {}, scope.started_at)),
+        problems=tuple(problems(ratios, population, (), {}, scope)),
         variants={name: tuple(_points(control, of, scope, ask)) for name, of in zip(names, others, strict=True)},
     )
 

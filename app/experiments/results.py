@@ -149,7 +149,7 @@ class Read(NamedTuple):
 def results_of(engine: Engine, ask: Ask, *, impressions_days: int = 0) -> Results:
     """Takes seconds where there are millions of events: not for the event loop.
 
-    impressions_days: how long shown pages are kept, as in the settings
+    impressions_days: how long shown pages are kept, and exposures after the end, as in the settings
     Raises NotFound, Conflict for an experiment that has not begun or has lost too many exposures, and Unavailable
     where it takes Postgres too long.
     """
@@ -199,14 +199,14 @@ def _kept_from(db: Connection, now: datetime, impressions_days: int) -> dict[str
     floors = db.execute(select(retention_floors.c.what, retention_floors.c.kept_from))
     kept = {words[what]: kept_from for what, kept_from in floors}
     if impressions_days:
-        kept["shown pages"] = now - timedelta(days=impressions_days)
+        kept["shown pages"] = kept["exposures"] = now - timedelta(days=impressions_days)
     return kept
 
 
 def _judged(read: Read, ask: Ask) -> Results:
     scope, population, experiment = read.scope, read.population, read.scope.experiment
     ratios = sample_ratios(population, experiment)
-    found = tuple(problems(ratios, population, ask.metrics, read.kept_from, scope.started_at))
+    found = tuple(problems(ratios, population, ask.metrics, read.kept_from, scope))
     return Results(
         key=experiment.key,
         run=experiment.run,

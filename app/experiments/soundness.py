@@ -113,9 +113,15 @@ def problems(
     population: Population,
     metrics: Sequence[Metric],
     kept_from: Mapping[str, datetime],
-    started_at: datetime,
+    scope: Scope,
 ) -> Iterator[str]:
-    """What takes the trust out of a result, the worst first, in words; nothing where all is well."""
+    """What takes the trust out of a result, the worst first, in words; nothing where all is well.
+
+    kept_from: from when on there is everything, by what it is; absent for what was never pruned
+    """
+    stopped_at, exposures_from = scope.experiment.stopped_at, kept_from.get("exposures")
+    if stopped_at is not None and exposures_from is not None and stopped_at < exposures_from:
+        yield f"it stopped on {stopped_at:%Y-%m-%d}, and exposures are pruned by now: nobody is left to count"
     if ratios.is_mismatch:
         yield (
             f"sample ratio mismatch (p = {ratios.p_value:.2g}, below {ratios.threshold:g}): {_counted(ratios.counts)},"
@@ -134,10 +140,10 @@ def problems(
     if in_two > MOST_IN_TWO * (in_two + population.users):
         yield f"{in_two:,} users were seen in two variants: assignment did not stick"
     for what in _looked_at(metrics):
-        if what in kept_from and kept_from[what] > started_at:
+        if what in kept_from and kept_from[what] > scope.started_at:
             yield (
                 f"{what} from before {kept_from[what]:%Y-%m-%d} were pruned, and the experiment began on"
-                f" {started_at:%Y-%m-%d}: what happened before is not counted"
+                f" {scope.started_at:%Y-%m-%d}: what happened before is not counted"
             )
 
 
