@@ -28,6 +28,7 @@ DAYS, WINDOW_DAYS = 8, 3
 USERS = 600
 """Who might come to one experiment; about one in nine never does."""
 ALPHA, POWER = 0.05, 0.8
+PRINTED_EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,9 @@ def main() -> None:
     asked = parser.parse_args()
     effects = effects_to_find(SETTINGS, asked.seed)
     counts: dict[Setting, Counter[str]] = {setting: Counter() for setting in SETTINGS}
-    for _, course in experiments(asked.experiments, asked.seed):
+    filled = 0
+    for one, course in experiments(asked.experiments, asked.seed):
+        filled += is_found_while_filling_up(asked.seed + one)
         for setting in SETTINGS:
             peeked = peek(course, setting, with_growing=not setting.cuped)
             counts[setting].update(
@@ -271,9 +274,13 @@ def main() -> None:
                 growing=peeked.on_growing,
                 power=is_found_at_the_end(course, setting, effects[setting]),
             )
-    report(asked.experiments, counts)
-    filled = sum(is_found_while_filling_up(asked.seed + one) for one in range(asked.experiments))
-    print(f"Always-valid, misused on shares that fill up while nobody new comes: {filled / asked.experiments:.2%}")
+        done = one + 1
+        if done % PRINTED_EVERY == 0 or done == asked.experiments:
+            report(done, counts)
+            print(
+                f"Always-valid, misused on shares that fill up while nobody new comes: {filled / done:.2%}\n",
+                flush=True,
+            )
 
 
 def report(number: int, counts: dict[Setting, Counter[str]]) -> None:
