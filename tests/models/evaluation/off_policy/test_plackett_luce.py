@@ -56,11 +56,14 @@ def test_marginals_are_those_of_all_rankings_together(logits: np.ndarray) -> Non
     assert marginals(logits, 4) == pytest.approx(np.array(every), abs=1e-12)
 
 
-def test_marginals_of_a_thousand_candidates_add_up() -> None:
-    found = marginals(logits_of(1_000, 0.5), 10)
+@pytest.mark.parametrize("logits", [logits_of(1_000, 0.5), np.zeros(1_000), np.zeros(50)], ids=len)
+def test_marginals_of_many_candidates_add_up(logits: np.ndarray) -> None:
+    found = marginals(logits, 10)
 
     assert found.sum(axis=1) == pytest.approx(np.ones(10), abs=1e-10)
-    assert found[0] == pytest.approx(np.exp(logits_of(1_000, 0.5)) / np.exp(logits_of(1_000, 0.5)).sum())
+    assert found[0] == pytest.approx(np.exp(logits) / np.exp(logits).sum())
+    if not logits.any():
+        assert found == pytest.approx(np.full((10, len(logits)), 1 / len(logits)))
 
 
 def test_no_more_places_than_candidates() -> None:
