@@ -200,7 +200,8 @@ class RecommendQuery(BaseModel):
 async def recommend(
     resources: ResourcesDep, caller: Caller, query: Annotated[RecommendQuery, Query()], request: Request
 ) -> Response:
-    """Routed by what is known of the user: popular items for nobody, a learned blend for the rest."""
+    """Routed by what is known of the user: popular items for nobody, a learned blend for the rest; running experiments
+    change it. A back end hands on its visitor's agent as `X-Visitor-User-Agent`: results leave crawlers out."""
     if query.at is not None and "admin" not in caller.scopes:
         raise Forbidden(f"query.at: key {caller.name!r} lacks the scope 'admin'")
     if query.min_watermark is not None:

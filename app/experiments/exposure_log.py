@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 BATCH = 1_000
 LINGER_SECONDS = 0.2
-ADOPT_SECONDS = 30.0
+ADOPT_SECONDS = 10.0
 """Between two looks for files of processes that are gone."""
 WAIT_SECONDS = 2.0
 """A request waits no longer for a first exposure to be known everywhere: as long as for anything of Postgres."""
 PAUSE_SECONDS = 1.0
 """After Postgres failed."""
-USERS_REMEMBERED = 20_000
-"""At least, by one worker; twice as many at most. 10 MB."""
+USERS_REMEMBERED = 10_000
+"""At least, by one worker; twice as many at most: 12 MB, with one experiment."""
 _NOT_STORABLE = (DataError, IntegrityError, psycopg2.DataError, psycopg2.IntegrityError, ValueError, TypeError)
 _ABOUT_POSTGRES = (SQLAlchemyError, psycopg2.Error, OutcomeUnknown)
 _Marks = dict[tuple[str, int, str], frozenset[Mark] | None]

@@ -45,7 +45,7 @@ def variants(service: Service, user: str, defined: dict[str, Any], **more: objec
 
 def stored(service: Service, user: str, what: str = "exposures", least: int = 1) -> list[dict[str, Any]]:
     """What is stored of the user, as soon as it is as much as that."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         answer = service.client.get(f"/users/{user}/export")
         if answer.status_code == 200 and len(answer.json()[what]) >= least:
@@ -137,22 +137,35 @@ def test_a_variant_may_leave_promotions_out_and_set_what_the_caller_does_not(a: 
     user, other = someone(), someone()
     plain = {"promotions": False, "parameters": {"diversity": 1.0}}
     arms = [{"name": "control", "weight": 0.5}, {"name": "plain", "weight": 0.5, **plain}]
-    defined = run(variants=arms, forced={user: "plain", other: "control"})
+    # Where everybody is, and explained for; but with nobody in it who is not named.
+    defined = run(variants=arms, forced={user: "plain", other: "control"}, surface="feed", coverage=0.0)
     item = ids(recommend(a, someone(), limit=200))[-1]
     a.client.put(f"/admin/promotions/{item}", json={"position": 1}).raise_for_status()
     try:
         pages = {each: recommend(a, each, surface=defined["surface"]) for each in (user, other)}
-        explained = [
-            a.client.get("/recommend/explain", params={"user_id": each, "item_id": item}).json() for each in (user,)
-        ]
+        explained = {
+            each: a.client.get("/recommend/explain", params={"user_id": each, "item_id": item}).json()["shown"]
+            for each in (user, other)
+        }
     finally:
         a.client.delete(f"/admin/promotions/{item}")
     assert ids(pages[other])[0] == item
     assert item not in ids(pages[user])
-    assert explained[0]["shown"], "on the surface `feed`, where no experiment runs"
+    assert explained == {user: False, other: True}
     varied = ids(recommend(a, someone(), diversity=1.0))
     assert ids(recommend(a, user, surface=defined["surface"])) == varied
     assert ids(recommend(a, user, surface=defined["surface"], diversity=0.0)) != varied
+
+
+def test_an_erased_user_who_comes_back_is_exposed_anew_by_either_process(a: Service, b: Service, run: Run) -> None:
+    user, defined = someone(), run()
+    for service in (a, b):
+        assert variants(service, user, defined)
+    stored(a, user)
+    assert a.client.delete(f"/users/{user}").json()["erased"]["exposures"] == 1
+    assert a.client.get(f"/users/{user}/export").status_code == 404
+    request_id = recommend(b, user, surface=defined["surface"])["request_id"]
+    assert [exposure["request_id"] for exposure in stored(a, user)] == [request_id]
 
 
 def test_exposures_of_a_killed_service_are_stored_by_the_others(a: Service, stores: Stores, run: Run) -> None:
