@@ -22,7 +22,7 @@ _FAR_APART = 800.0
 """exp(-800) is 0 in floats: nothing that is so far behind can be drawn."""
 _ROUNDING = 1e-9
 _STEP = 0.1
-"""Of the integral over the logarithm of time, by the trapezoid rule: the probabilities of a place then add up to 1 within
+"""Of the integral over the logarithm of time, by the trapezoid rule: a place's probabilities then add up to 1 within
 1e-10. With 0.25, those of 50 equally likely candidates were off by 2e-9."""
 
 
