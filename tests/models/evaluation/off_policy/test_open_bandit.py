@@ -1,7 +1,7 @@
 """Done when 3 of the experiments' issue, on real logs: what obp says, and what the other policy really earned.
 
-Needs the data beside the project; obp's own estimators only where obp can be imported. It asks for an older Python than
-ours, and its estimators run on it nevertheless:
+Needs the data beside the project; obp's own estimators only where obp can be imported. It is of Python 3.8's time and
+requires torch; its estimators run without either:
 
     pip install --no-deps --ignore-requires-python --target FOLDER obp==0.4.1 pandas python-dateutil pytz six
     PYTHONPATH=FOLDER pytest tests/models/evaluation/off_policy/test_open_bandit.py
