@@ -28,7 +28,7 @@ PEEKED = tuple(Setting(kind, winsor=0.99 if kind == "listening time" else None) 
 WITH_EFFECT = tuple(replace(setting, cuped=setting.kind != "has liked") for setting in PEEKED)
 
 # One run of all serves all tests: on one worker, and with the time that a slow machine takes.
-pytestmark = [pytest.mark.xdist_group("experiments_aa"), pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.xdist_group("experiments_aa"), pytest.mark.timeout(3_600)]
 
 
 @pytest.fixture(scope="module")
