@@ -20,8 +20,8 @@ STEP_DISCOUNT = 0.75
 """Each step further back counts this much less."""
 _LEAST_SHARE = 1e-3
 """Added to shares before the logarithm: one visitor of a thousand."""
-LEAST_MET = 0.02
-"""Share of visitors from which on an item is a candidate: one in fifty of the last item's, one in four of the
+LEAST_MET = 0.01
+"""Share of visitors from which on an item is a candidate: one in a hundred of the last item's, one in eight of the
 tenth's."""
 _MOST_DENSE = 65_536
 """Items up to which a sum for each of them is quicker than to look for those that need one."""
