@@ -61,8 +61,8 @@ def extract(
         identity = database_id(db)
         rows, item_ids, items = _items(db, progress)
         stored = _stored(db, since, until, progress)
-        erased = _erased_users(db)
-    stored = stored[np.isin(stored["item"], rows) & ~_before_erasure(stored, erased)]
+        erased = erased_users(db)
+    stored = stored[np.isin(stored["item"], rows) & ~before_erasure(stored, erased)]
     stored = stored[np.lexsort((stored["seq"], stored["time"]))]
     users, user_positions = np.unique(stored["user"], return_inverse=True)
     interactions = Interactions(
@@ -120,12 +120,12 @@ def _stored(db: Connection, since: datetime | None, until: datetime | None, prog
     )
 
 
-def _erased_users(db: Connection) -> NDArray[np.void]:
+def erased_users(db: Connection) -> NDArray[np.void]:
     """Users who were erased and came back, and when; the others have no row any more."""
     return copy_out(db, _SELECT_ERASED, {}, _ERASED)
 
 
-def _before_erasure(stored: NDArray[np.void], erased: NDArray[np.void]) -> NDArray[np.bool_]:
+def before_erasure(stored: NDArray[np.void], erased: NDArray[np.void]) -> NDArray[np.bool_]:
     """Whether each interaction is of a life of its user that was erased (catalog.users.erased_at)."""
     gone: NDArray[np.bool_] = np.zeros(len(stored), np.bool_)
     for user, at in erased:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from app.settings import Settings
 from app.storage.release_files import current_id
 from app.training import releases
 from app.training.extract import Extracted, extract
+from app.training.extract_sessions import extract_sessions
 from models import artifacts
 from models.artifacts import ArtifactError
+from models.contracts import LearnedNextTrack
 from models.evaluation.evaluate import evaluate as evaluate_recipes
 from models.evaluation.leaderboard import Leaderboard
+from models.next_recipes import attention_of, fit_next_recipes
 from models.training import FittedRelease, fit_recipes
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,7 @@ def train(
     if evaluate:
         metrics = _metrics(evaluate_recipes(dataset, seed=seed, progress=partial(progress, "evaluate")))
     fitted = fit_recipes(dataset, seed=seed, progress=partial(progress, "fit"))
+    fitted = replace(fitted, next_tracks=_next_tracks(engine, extracted, seed, partial(progress, "next track")))
     release_id = releases.new_release_id()
     progress("release", "save", 0.0)
     _save(settings.releases_dir / release_id, fitted, extracted, metrics)
@@ -116,6 +121,17 @@ def _extracted(engine: Engine, settings: Settings, progress: Progress) -> Extrac
             "set with `segue import`, or send events first"
         )
     return extracted
+
+
+def _next_tracks(
+    engine: Engine, extracted: Extracted, seed: int, watch: Callable[[str, float], None]
+) -> dict[str, LearnedNextTrack]:
+    """Nothing where there are too few listening sessions; self-attention is among it where torch is installed."""
+    sessions = extract_sessions(engine, extracted)
+    if sessions is None:
+        return {}
+    attention = attention_of if find_spec("torch") is not None else None
+    return fit_next_recipes(sessions, attention=attention, seed=seed, progress=watch)
 
 
 def _save(folder: Path, fitted: FittedRelease, extracted: Extracted, metrics: dict[str, float]) -> None:
