@@ -21,6 +21,7 @@ from app.serving.routing import CHAINS
 from app.serving.session_rules import Ordered, Role, SessionRules, discounts, is_personal, ordered, split
 from app.serving.slate import Shown, pins_of
 from models.contracts import History, NextTrackRecommender, Positions, Query, Reason, SessionQuery
+from models.next_recipes import SERVED
 from models.retrieval.live_covisits import LiveCovisits
 
 log = logging.getLogger(__name__)
@@ -101,9 +102,9 @@ class _Listed:
 
 def next_recommender(inventory: Inventory) -> NextTrackRecommender:
     """The release's; where it has none, the co-visits of the moment."""
-    for recommender in inventory.release.recommenders.values():
-        if isinstance(recommender, NextTrackRecommender):
-            return recommender
+    loaded = inventory.release.loaded
+    if loaded is not None and SERVED in loaded.next_tracks:
+        return loaded.next_tracks[SERVED]
     return LiveCovisits(inventory.live, len(inventory.release.row_of_position))
 
 
