@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy import Engine, text
 
+from app.catalog import versions
 from app.catalog.users import hash_of
 from app.experiments.assigning import Assigned
 from app.experiments.definitions import Experiment, Variant
@@ -57,7 +60,7 @@ def until(condition: Callable[[], bool]) -> None:
 def open_log(engine: Engine, cache: redis.Redis, tmp_path: Path) -> Iterator[Open]:
     opened: list[ExposureLog] = []
 
-    def open_one(capacity: int = 1_000) -> ExposureLog:
+    def open_one(capacity: int = 1_000, cache: redis.Redis = cache) -> ExposureLog:
         with engine.connect() as db:
             identity = database_id(db)
         views = ViewWriter(cache, ttl_seconds=60, settle_seconds=0)
@@ -110,6 +113,27 @@ def test_in_an_experiment_with_a_route_the_request_can_wait_until_all_know(engin
         assert note(log, mine("y"), user_id="bob") is None, "nothing can undo it"
 
     asyncio.run(scenario())
+
+
+def test_where_redis_is_away_no_worker_believes_what_it_still_has(engine: Engine, open_log: Open) -> None:
+    def version() -> str:
+        with engine.connect() as db:
+            return versions.read(db)["cache"]
+
+    before = version()
+    with redis.Redis(port=1, retry=Retry(NoBackoff(), 0)) as away:
+        log = open_log(cache=away)
+
+        async def scenario() -> None:
+            waited = note(log, mine(route="few"))
+            assert waited is not None
+            async with asyncio.timeout(60):
+                await waited
+            assert version() != before
+            assert len(rows(engine)) == 1
+
+        asyncio.run(scenario())
+        log.close()
 
 
 def test_what_waits_beyond_the_bound_is_lost_and_counted_once(engine: Engine, open_log: Open) -> None:
