@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from app.experiments.assignment import variants_of
 from app.experiments.definitions import Experiment, Variant
 
 Run = tuple[str, int]
@@ -33,10 +34,9 @@ def assigned(
     exposed: experiments with a route in which the user has been before; these go on whatever the route is now
     """
     found: list[Assigned] = []
-    for experiment in running:
-        if not _concerns(experiment, surface, route, exposed):
-            continue
-        number = experiment.assignment.variant_of(user_id)
+    concerned = [experiment for experiment in running if _concerns(experiment, surface, route, exposed)]
+    numbers = variants_of([experiment.assignment for experiment in concerned], user_id)
+    for experiment, number in zip(concerned, numbers, strict=True):
         if number is None:
             continue
         mine = Assigned(experiment, experiment.variants[number], user_id in experiment.forced)

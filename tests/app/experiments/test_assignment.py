@@ -14,7 +14,7 @@ from growthbook import GrowthBook, core
 from growthbook.common_types import Experiment
 from scipy import stats
 
-from app.experiments.assignment import Allocation, Namespace, is_inside
+from app.experiments.assignment import Allocation, Namespace, is_inside, variants_of
 
 DEFINITIONS = 20
 AGREED_IDS, WHOLE_SDK_IDS = 100_000, 2_000
@@ -142,3 +142,14 @@ def test_ranges_of_one_namespace_share_nobody(user_ids: list[str]) -> None:
     ranges = [Namespace("feed", 0.0, 0.3), Namespace("feed", 0.3, 0.35), Namespace("feed", 0.35, 1.0)]
     for user_id in user_ids[:20_000]:
         assert sum(is_inside(each, user_id) for each in ranges) == 1
+
+
+def test_many_at_once_are_what_they_are_one_by_one() -> None:
+    """In lanes of one long integer, over which no hash may spill; ids beyond ASCII included."""
+    chance = random.Random(5)
+    definitions = some_definitions(chance)
+    ids = [*some_ids(chance, 500), "", "żółć", "🎬🎬", "\ud800", "user 7"]
+    for n in (0, 1, 2, 3, 7, len(definitions)):
+        for user_id in ids:
+            one_by_one = [allocation.variant_of(user_id) for allocation in definitions[:n]]
+            assert variants_of(definitions[:n], user_id) == one_by_one
