@@ -16,6 +16,7 @@ from app.feedback.user_view import UserView
 from app.feedback.weights import sign_of, weight_of
 from app.serving.exploration import Draw, generator_of
 from app.serving.inventory import Inventory
+from app.serving.popular_fills import PopularFills
 from app.serving.retrieve import history_of, retrieve
 from app.serving.routing import CHAINS
 from app.serving.session_rules import Ordered, Role, SessionRules, discounts, is_personal, ordered, split
@@ -31,7 +32,7 @@ Rows = NDArray[np.int32]
 SLACK = 40
 """Tracks beyond those asked for: as many calls of one session at the same time find something of their own."""
 PER_ARTIST = 3
-SKIPS = 20
+SKIPS = 10
 """The latest skipped tracks, whose neighbours are held back."""
 AGAIN = "repeat"
 """The source of a track that is given again, for nothing else is left."""
@@ -56,6 +57,7 @@ class Situation:
     may_repeat: bool
     limit: int
     seed: str
+    popular: PopularFills
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,10 @@ class _Listed:
 
 
 def next_recommender(inventory: Inventory) -> NextTrackRecommender:
-    """The release's; where it has none, the co-visits of the moment."""
+    """The one that the release serves; where it learned none, the co-visits of the moment."""
     loaded = inventory.release.loaded
-    if loaded is not None and SERVED in loaded.next_tracks:
-        return loaded.next_tracks[SERVED]
-    return LiveCovisits(inventory.live, len(inventory.release.row_of_position))
+    learned = loaded.next_tracks.get(SERVED) if loaded is not None else None
+    return LiveCovisits(inventory.live, len(inventory.release.row_of_position)) if learned is None else learned
 
 
 def propose(situation: Situation, rules: SessionRules, *, lookahead: int) -> Proposal:
@@ -124,7 +125,7 @@ def _next(situation: Situation, rules: SessionRules, lookahead: int) -> _Listed:
     """The next-track recommender's, less what is not expected to be listened to, filled up with what is popular."""
     inventory = situation.inventory
     recommender = next_recommender(inventory)
-    query = _session_query(situation, lookahead)
+    query = session_query(situation, lookahead)
     try:
         found = recommender.next(query)
     except Exception:
@@ -143,7 +144,8 @@ def _next(situation: Situation, rules: SessionRules, lookahead: int) -> _Listed:
     return listed
 
 
-def _session_query(situation: Situation, limit: int) -> SessionQuery:
+def session_query(situation: Situation, limit: int) -> SessionQuery:
+    """The whole session as the question to a next-track recommender."""
     session, release = situation.session, situation.inventory.release
     positions = release.positions(session.listens["row"])
     known = positions >= 0
@@ -171,7 +173,8 @@ def _personal(situation: Situation, role: Role, lookahead: int) -> _Listed:
     """What the user's whole past, with this session at its end, leads to; what is popular for who has none."""
     inventory = situation.inventory
     history = _whole_history(situation)
-    chain = CHAINS["established" if len(history) else "new"]
+    if not len(history):
+        return _popular(situation, _excluded(situation), lookahead, role if role == Role.OPENING else Role.POPULAR)
     query = Query(
         limit=lookahead,
         at=situation.at,
@@ -180,16 +183,15 @@ def _personal(situation: Situation, role: Role, lookahead: int) -> _Listed:
         excluded=_excluded(situation),
         live=inventory.live,
     )
-    found = retrieve(inventory.release, chain, query)
-    own = found.leader if len(history) else ""
+    found = retrieve(inventory.release, CHAINS["established"], query)
+    own = [role if shown.source == found.leader or role == Role.OPENING else Role.POPULAR for shown in found.candidates]
     return _Listed(
         np.array([shown.row for shown in found.candidates], np.int32),
         np.ones(len(found.candidates)),
-        np.array([role if shown.source == own or role == Role.OPENING else Role.POPULAR
-                  for shown in found.candidates], np.uint8),
+        np.array(own, np.uint8),
         [shown.source for shown in found.candidates],
         len(found.candidates) < lookahead,
-    )  # fmt: skip
+    )
 
 
 def _whole_history(situation: Situation) -> History:
@@ -212,14 +214,10 @@ def _whole_history(situation: Situation) -> History:
     )
 
 
-def _popular(situation: Situation, excluded: Positions, lookahead: int) -> _Listed:
-    inventory = situation.inventory
-    query = Query(
-        limit=lookahead, at=situation.at, eligible=inventory.eligible(), excluded=excluded, live=inventory.live
-    )
-    found = retrieve(inventory.release, CHAINS["new"], query).candidates
+def _popular(situation: Situation, excluded: Positions, lookahead: int, role: Role = Role.POPULAR) -> _Listed:
+    found = situation.popular.best(situation.inventory, excluded, situation.at, lookahead)
     rows = np.array([shown.row for shown in found], np.int32)
-    roles = np.full(len(found), Role.POPULAR, np.uint8)
+    roles = np.full(len(found), role, np.uint8)
     return _Listed(rows, np.ones(len(found)), roles, [shown.source for shown in found], len(found) < lookahead)
 
 
@@ -277,22 +275,23 @@ def _arranged(listed: _Listed, situation: Situation, rules: SessionRules) -> Pro
 
 def _factors(rows: Rows, situation: Situation, rules: SessionRules) -> NDArray[np.float64]:
     listens, catalog = situation.session.listens, situation.inventory.catalog
-    skipped = _near_skipped(listens["row"][listens["fraction"] < rules.skip_below][-SKIPS:], situation)
+    near = _nearness(rows, listens["row"][listens["fraction"] < rules.skip_below][-SKIPS:], situation)
     heard = listens["row"][::-1][:SKIPS].tolist()
     # Another worker may know a newer catalogue.
     artists = [int(catalog.creators[row]) if row < len(catalog) else UNKNOWN for row in heard]
-    return discounts(rows, catalog.creators[rows], skipped=skipped, heard=artists, rules=rules)
+    return discounts(catalog.creators[rows], near=near, heard=artists, rules=rules)
 
 
-def _near_skipped(skipped: Rows, situation: Situation) -> dict[int, float]:
-    inventory = situation.inventory
-    near: dict[int, float] = {}
-    positions = inventory.release.positions(skipped)
-    for position in positions[positions >= 0].tolist():
-        neighbours, shares = inventory.live.covisited(position)
-        rows = inventory.release.row_of_position[neighbours].tolist()
-        for row, share in zip(rows, shares.tolist(), strict=True):
-            near[row] = max(near.get(row, 0.0), share)
+def _nearness(rows: Rows, skipped: Rows, situation: Situation) -> NDArray[np.float64]:
+    """float64[n], 0–1: the largest share of a skipped track's latest listeners that met each of these too."""
+    release, near = situation.inventory.release, np.zeros(len(rows))
+    positions, theirs = release.positions(rows), release.positions(skipped)
+    for position in theirs[theirs >= 0].tolist():
+        # Ascending, so that the candidates are found in it by halving.
+        neighbours, shares = situation.inventory.live.covisited(position)
+        if len(neighbours):
+            places = np.minimum(np.searchsorted(neighbours, positions), len(neighbours) - 1)
+            np.maximum(near, np.where(neighbours[places] == positions, shares[places], 0), out=near)
     return near
 
 

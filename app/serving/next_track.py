@@ -33,6 +33,7 @@ from app.serving.context import POSTGRES_SECONDS, ContextReader
 from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.inventory import Inventory, InventoryHost
 from app.serving.next_candidates import SLACK, Proposal, Situation, propose
+from app.serving.popular_fills import PopularFills
 from app.serving.request_ids import new_request_id
 from app.serving.session_rules import Role, SessionRules
 from app.serving.slate import Shown
@@ -137,6 +138,7 @@ class NextTracks:
         self._postgres = postgres_breaker
         self._timeout = timeout_seconds
         self._length = length
+        self._popular = PopularFills()
         self._memory = SessionMemory(timeout_seconds=timeout_seconds)
 
     async def next(self, ask: NextAsk) -> NextPage:
@@ -311,6 +313,7 @@ class NextTracks:
                 may_repeat=ask.may_repeat,
                 limit=ask.limit,
                 seed=request_id,
+                popular=self._popular,
             )
             proposal = propose(situation, self._rules, lookahead=lookahead)
             claim = Claim(

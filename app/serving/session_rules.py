@@ -11,7 +11,7 @@ that the probability of each track is known (docs/decisions/0020).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, NamedTuple
@@ -87,16 +87,13 @@ def split(rows: Rows, listening: Floats, rules: SessionRules) -> tuple[Rows, Flo
     return rows[good], listening[good], rows[~good]
 
 
-def discounts(
-    rows: Rows, creators: Rows, *, skipped: Mapping[int, float], heard: Iterable[int], rules: SessionRules
-) -> Floats:
+def discounts(creators: Rows, *, near: Floats, heard: Iterable[int], rules: SessionRules) -> Floats:
     """float64[n]: what each candidate's expected listening is multiplied by, above 0 and at most 1.
 
     creators: int32[n], code of each candidate's artist, below 0 for none
-    skipped:  by row, how near (0–1) a track is to those that were skipped in this session
+    near:     float64[n], how near (0–1) it is to what was skipped in this session
     heard:    codes of the artists of the session's tracks, the latest first
     """
-    near = np.array([skipped.get(row, 0.0) for row in rows.tolist()])
     factors = 1 - rules.skip_push * np.clip(near, 0, 1)
     artist, times = _in_a_row(heard)
     if times > 1:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from models.contracts import LiveSignals, NextCandidates, Scores, SessionQuery
+from models.contracts import LiveSignals, NextCandidates, Positions, Scores, SessionQuery
 
 STEPS = 10
 LEAST_HEARD = 0.3
@@ -29,20 +29,25 @@ class LiveCovisits:
 
     def next(self, query: SessionQuery) -> NextCandidates:
         """Its predicted listening is 1 throughout: it can't tell, so nothing is held against a track."""
-        scores = self._scores(query)
-        allowed = np.zeros(self.n_items, np.bool_)
-        allowed[: self.n_items] = True if query.eligible is None else query.eligible[: self.n_items]
-        allowed[query.excluded[query.excluded < self.n_items]] = False
-        found = np.flatnonzero((scores > 0) & allowed)
-        best = found[np.argsort(-scores[found], kind="stable")][: query.limit]
-        return NextCandidates(best.astype(np.int32), scores[best], np.ones(len(best), np.float32))
+        positions, scores = self._scored(query)
+        allowed = ~np.isin(positions, query.excluded)
+        if query.eligible is not None:
+            allowed &= query.eligible[positions]
+        positions, scores = positions[allowed], scores[allowed]
+        best = np.lexsort((positions, -scores))[: query.limit]
+        return NextCandidates(positions[best], scores[best], np.ones(len(best), np.float32))
 
-    def _scores(self, query: SessionQuery) -> Scores:
-        scores = np.zeros(self.n_items, np.float32)
+    def _scored(self, query: SessionQuery) -> tuple[Positions, Scores]:
+        """Each track that any of the session's last ones leads to, once."""
+        found: list[Positions] = [np.empty(0, np.int32)]
+        gains: list[Scores] = [np.empty(0, np.float32)]
         latest = zip(query.positions[: -STEPS - 1 : -1].tolist(), query.fractions[: -STEPS - 1 : -1], strict=True)
         for steps, (position, fraction) in enumerate(latest, 1):
             if fraction >= LEAST_HEARD:
                 positions, shares = self.live.covisited(position)
-                known = positions < self.n_items
-                scores[positions[known]] += fraction * shares[known] / steps
-        return scores
+                found.append(positions)
+                gains.append(fraction * shares / steps)
+        positions, place = np.unique(np.concatenate(found), return_inverse=True)
+        scores = np.bincount(place, np.concatenate(gains), len(positions)).astype(np.float32)
+        known = positions < self.n_items
+        return positions[known].astype(np.int32), scores[known]

@@ -43,7 +43,7 @@ def test_what_is_not_expected_to_be_heard_is_split_off() -> None:
 
 
 def test_neighbours_of_the_skipped_lose_by_how_near_they_are() -> None:
-    factors = discounts(rows(1, 2, 3), rows(NOBODY, NOBODY, NOBODY), skipped={2: 1.0, 3: 0.4}, heard=[], rules=RULES)
+    factors = discounts(rows(NOBODY, NOBODY, NOBODY), near=np.array([0, 1, 0.4]), heard=[], rules=RULES)
     assert factors.tolist() == pytest.approx([1.0, 0.5, 0.8])
 
 
@@ -52,7 +52,7 @@ def test_neighbours_of_the_skipped_lose_by_how_near_they_are() -> None:
     [([], 1.0), ([5], 1.0), ([5, 5], 0.8), ([5, 5, 5, 6, 5], 0.64), ([6, 5, 5], 1.0), ([NOBODY, NOBODY], 1.0)],
 )
 def test_an_artist_tires_with_each_time_in_a_row(heard: list[int], factor: float) -> None:
-    factors = discounts(rows(1, 2), rows(5, NOBODY), skipped={}, heard=heard, rules=RULES)
+    factors = discounts(rows(5, NOBODY), near=np.zeros(2), heard=heard, rules=RULES)
     assert factors.tolist() == pytest.approx([factor, 1.0])
 
 

@@ -1,0 +1,56 @@
+"""What is popular now, for the places in a session that nothing else fills: counted once a second, not at each call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from app.serving.inventory import Inventory, Mask
+from app.serving.model_host import ServedRelease
+from app.serving.retrieve import retrieve
+from app.serving.routing import CHAINS
+from app.serving.slate import Shown
+from models.contracts import Positions, Query
+
+KEPT = 1_000
+
+
+class _Kept(NamedTuple):
+    """For whom this is right: a release, what of it can be shown, and a second."""
+
+    release: ServedRelease
+    showable: Mask
+    second: int
+    found: tuple[Shown, ...]
+    positions: Positions
+
+
+class PopularFills:
+    """One per worker. With every listen the live counts change, and to rank all tracks by them takes milliseconds."""
+
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
+
+    def best(self, inventory: Inventory, excluded: Positions, at: float, limit: int) -> list[Shown]:
+        """The `limit` most popular tracks that are not excluded; fewer only where there are no more."""
+        kept = self._kept
+        if (
+            kept is None
+            or kept.release is not inventory.release
+            or kept.showable is not inventory.showable
+            or kept.second != int(at)
+        ):
+            found = _retrieved(inventory, excluded[:0], at, KEPT)
+            positions = inventory.release.positions(np.array([shown.row for shown in found], np.int32))
+            kept = self._kept = _Kept(inventory.release, inventory.showable, int(at), found, positions)
+        left = ~np.isin(kept.positions, excluded)
+        best = [shown for shown, is_left in zip(kept.found, left.tolist(), strict=True) if is_left][:limit]
+        if len(best) < limit and len(kept.found) == KEPT:
+            return list(_retrieved(inventory, excluded, at, limit))
+        return best
+
+
+def _retrieved(inventory: Inventory, excluded: Positions, at: float, limit: int) -> tuple[Shown, ...]:
+    query = Query(limit=limit, at=at, eligible=inventory.eligible(), excluded=excluded, live=inventory.live)
+    return retrieve(inventory.release, CHAINS["new"], query).candidates
