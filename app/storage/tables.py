@@ -10,14 +10,12 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Date,
-    DateTime,
     Float,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     SmallInteger,
     Table,
     Text,
@@ -25,33 +23,10 @@ from sqlalchemy import (
     text,
 )  # fmt: skip
 from sqlalchemy.dialects.postgresql import JSONB, UUID
-from sqlalchemy.types import UserDefinedType
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-    }
-)
-
-
-class Xid8(UserDefinedType[int]):
-    """Postgres' 64-bit transaction id: what changed since a snapshot is at or above its xmin."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: object) -> str:
-        return "xid8"
-
-
-def _instant(name: str, **options: object) -> Column[object]:
-    return Column(name, DateTime(timezone=True), **options)  # type: ignore[arg-type]
-
+from app.storage.columns import CURRENT_XID, Xid8, instant, metadata
 
 NOW = func.now()
-CURRENT_XID = text("pg_current_xact_id()")
 
 database_identity = Table(
     "database_identity",
@@ -77,8 +52,8 @@ users = Table(
     Column("user_id", Text, nullable=False),
     Column("attributes", JSONB, nullable=False, server_default=text("'{}'")),
     Column("preferred_categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
-    _instant("created_at", nullable=False, server_default=NOW),
-    _instant("updated_at", nullable=False, server_default=NOW),
+    instant("created_at", nullable=False, server_default=NOW),
+    instant("updated_at", nullable=False, server_default=NOW),
     Index("uq_users_user_id", "user_id", unique=True),
 )
 
@@ -93,13 +68,13 @@ items = Table(
     Column("categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("tags", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("creator", Text),
-    _instant("published_at"),
+    instant("published_at"),
     Column("features", ARRAY(REAL)),
     Column("attributes", JSONB, nullable=False, server_default=text("'{}'")),
-    _instant("created_at", nullable=False, server_default=NOW),
-    _instant("updated_at", nullable=False, server_default=NOW),
+    instant("created_at", nullable=False, server_default=NOW),
+    instant("updated_at", nullable=False, server_default=NOW),
     # A deleted item keeps its row number (never reused) and its interactions; its content is cleared.
-    _instant("deleted_at"),
+    instant("deleted_at"),
     Column("changed_xid", Xid8, nullable=False, server_default=CURRENT_XID),
     Index("uq_items_item_id", "item_id", unique=True),
     Index("ix_items_changed_xid", "changed_xid"),
@@ -110,7 +85,7 @@ event_ids = Table(
     metadata,
     # Apart from `interactions`, so that those can be partitioned by time: idempotency needs a global key.
     Column("event_id", Text, primary_key=True),
-    _instant("received_at", nullable=False, server_default=NOW),
+    instant("received_at", nullable=False, server_default=NOW),
 )
 
 interactions = Table(
@@ -124,8 +99,8 @@ interactions = Table(
     # A kind of API.md, or `unlike`: a like taken back leaves the item seen and neither liked nor disliked.
     Column("kind", Text, nullable=False),
     Column("value", Float),
-    _instant("timestamp", nullable=False),
-    _instant("received_at", nullable=False, server_default=NOW),
+    instant("timestamp", nullable=False),
+    instant("received_at", nullable=False, server_default=NOW),
     Column("session_id", Text),
     Column("request_id", Text),
     Column("xid", Xid8, nullable=False, server_default=CURRENT_XID),
@@ -156,12 +131,12 @@ retractions = Table(
     Column("item_row", Integer, nullable=False),
     Column("kind", Text, nullable=False),
     Column("value", Float),
-    _instant("timestamp", nullable=False),
-    _instant("received_at", nullable=False),
+    instant("timestamp", nullable=False),
+    instant("received_at", nullable=False),
     # The transaction that stored the interaction, and the one that erased it.
     Column("stored_xid", Xid8, nullable=False),
     Column("xid", Xid8, nullable=False, server_default=CURRENT_XID),
-    _instant("retracted_at", nullable=False, server_default=NOW),
+    instant("retracted_at", nullable=False, server_default=NOW),
     Index("ix_retractions_xid", "xid"),
 )
 
@@ -174,7 +149,7 @@ live_checkpoint = Table(
     Column("watermark", Xid8, nullable=False),
     # Retractions below are pruned: who has not read that far starts again from the checkpoint.
     Column("retractions_from", Xid8, nullable=False, server_default=text("'0'")),
-    _instant("stored_at", nullable=False, server_default=NOW),
+    instant("stored_at", nullable=False, server_default=NOW),
 )
 
 live_chunks = Table(
@@ -194,8 +169,8 @@ on_screen = Table(
     Column("event_id", Text, nullable=False),
     Column("user_row", Integer, nullable=False),
     Column("item_row", Integer, nullable=False),
-    _instant("timestamp", nullable=False),
-    _instant("received_at", nullable=False, server_default=NOW),
+    instant("timestamp", nullable=False),
+    instant("received_at", nullable=False, server_default=NOW),
     Column("session_id", Text),
     # Of the page that the item was on: `impressions.request_id`.
     Column("request_id", Text),
@@ -208,7 +183,7 @@ likes = Table(
     metadata,
     Column("user_row", Integer, ForeignKey("users.row"), primary_key=True, autoincrement=False),
     Column("item_row", Integer, ForeignKey("items.row"), primary_key=True, autoincrement=False),
-    _instant("liked_at", nullable=False),
+    instant("liked_at", nullable=False),
 )
 
 tombstones = Table(
@@ -216,9 +191,9 @@ tombstones = Table(
     metadata,
     # sha256 of an erased user's id: what arrives late for it is dropped, not stored again.
     Column("user_hash", LargeBinary, primary_key=True),
-    _instant("erased_at", nullable=False, server_default=NOW),
+    instant("erased_at", nullable=False, server_default=NOW),
     # When the last key that names the user was taken out of Redis; null: not yet, for Redis was away.
-    _instant("forgotten_at"),
+    instant("forgotten_at"),
 )
 
 retention_floors = Table(
@@ -227,9 +202,9 @@ retention_floors = Table(
     # By kind of event (`events`, `on_screen`): what is older is not taken in any more, for it may have been pruned, its
     # id too. Never goes back.
     Column("what", Text, primary_key=True),
-    _instant("kept_from", nullable=False),
+    instant("kept_from", nullable=False),
     # Up to where the pruning came.
-    _instant("pruned_to"),
+    instant("pruned_to"),
 )
 
 live_pruned = Table(
@@ -244,7 +219,7 @@ impressions = Table(
     "impressions",
     metadata,
     Column("request_id", Text, primary_key=True),
-    _instant("shown_at", nullable=False),
+    instant("shown_at", nullable=False),
     Column("user_id", Text, nullable=False),
     Column("surface", Text, nullable=False),
     Column("route", Text, nullable=False),
@@ -272,9 +247,9 @@ blocks = Table(
     Column("user_id", Text),
     Column("category", Text),
     Column("reason", Text, nullable=False, server_default=text("''")),
-    _instant("starts_at"),
-    _instant("ends_at"),
-    _instant("created_at", nullable=False, server_default=NOW),
+    instant("starts_at"),
+    instant("ends_at"),
+    instant("created_at", nullable=False, server_default=NOW),
     Index(
         "uq_blocks_scope",
         "item_row",
@@ -291,11 +266,11 @@ promotions = Table(
     Column("position", SmallInteger),
     Column("boost", REAL),
     Column("categories", ARRAY(Text), nullable=False, server_default=text("'{}'")),
-    _instant("starts_at"),
-    _instant("ends_at"),
+    instant("starts_at"),
+    instant("ends_at"),
     Column("max_impressions", BigInteger),
     Column("impressions", BigInteger, nullable=False, server_default=text("0")),
-    _instant("created_at", nullable=False, server_default=NOW),
+    instant("created_at", nullable=False, server_default=NOW),
     CheckConstraint("(position is null) <> (boost is null)", name="position_or_boost"),
 )
 
@@ -312,9 +287,9 @@ experiments = Table(
     Column("defaults", JSONB),
     Column("status", Text, nullable=False, server_default=text("'draft'")),
     Column("coverage", Float, nullable=False),
-    _instant("created_at", nullable=False, server_default=NOW),
-    _instant("started_at"),
-    _instant("stopped_at"),
+    instant("created_at", nullable=False, server_default=NOW),
+    instant("started_at"),
+    instant("stopped_at"),
     CheckConstraint("status in ('draft', 'running', 'stopped')", name="status"),
 )
 
@@ -326,7 +301,7 @@ exposures = Table(
     Column("run", Integer, primary_key=True, autoincrement=False),
     Column("user_id", Text, primary_key=True),
     Column("variant", Text, primary_key=True),
-    _instant("exposed_at", nullable=False),
+    instant("exposed_at", nullable=False),
     Column("route", Text, nullable=False),
     Column("surface", Text, nullable=False),
     Column("release", Text),
@@ -352,7 +327,7 @@ audit_log = Table(
     "audit_log",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
-    _instant("at", nullable=False, server_default=NOW),
+    instant("at", nullable=False, server_default=NOW),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("subject", Text, nullable=False),
@@ -367,18 +342,18 @@ api_keys = Table(
     Column("name", Text, nullable=False),
     Column("scopes", ARRAY(Text), nullable=False),
     Column("key_hash", LargeBinary, nullable=False, unique=True),
-    _instant("created_at", nullable=False, server_default=NOW),
-    _instant("revoked_at"),
+    instant("created_at", nullable=False, server_default=NOW),
+    instant("revoked_at"),
     # Set when another key took its place: docs/decisions/0014.
-    _instant("expires_at"),
+    instant("expires_at"),
 )
 
 releases = Table(
     "releases",
     metadata,
     Column("release_id", Text, primary_key=True),
-    _instant("created_at", nullable=False, server_default=NOW),
-    _instant("activated_at"),
+    instant("created_at", nullable=False, server_default=NOW),
+    instant("activated_at"),
     Column("manifest", JSONB, nullable=False),
 )
 
@@ -393,9 +368,9 @@ jobs = Table(
     Column("parameters", JSONB, nullable=False, server_default=text("'{}'")),
     Column("result", JSONB),
     Column("error", Text),
-    _instant("created_at", nullable=False, server_default=NOW),
-    _instant("started_at"),
-    _instant("finished_at"),
+    instant("created_at", nullable=False, server_default=NOW),
+    instant("started_at"),
+    instant("finished_at"),
     CheckConstraint("status in ('queued', 'running', 'succeeded', 'failed')", name="status"),
 )
 
@@ -412,6 +387,6 @@ imports = Table(
     Column("bad_by_reason", JSONB, nullable=False, server_default=text("'{}'")),
     # What is added to every time in the file; decided once, so that a resumed import adds the same.
     Column("shift_seconds", Float),
-    _instant("finished_at"),
-    _instant("updated_at", nullable=False, server_default=NOW),
+    instant("finished_at"),
+    instant("updated_at", nullable=False, server_default=NOW),
 )
