@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,11 @@ def stores(
     return Stores(environment, settings, train_release(settings))
 
 
-def train_release(settings: Settings) -> str:
-    """Fits, saves and activates a release, without the evaluation that `segue train` begins with."""
+def train_release(settings: Settings, names: Sequence[str] | None = None) -> str:
+    """Fits, saves and activates a release, without the evaluation that `segue train` begins with.
+
+    names: of the recipes; None: all
+    """
     assert settings.database_url is not None
     engine = open_engine(settings.database_url)
     extracted = extract(engine, settings.feedback_weights)
@@ -96,7 +99,7 @@ def train_release(settings: Settings) -> str:
     times = extracted.dataset.interactions.timestamps
     artifacts.save(
         settings.releases_dir / release_id,
-        fit_recipes(extracted.dataset),
+        fit_recipes(extracted.dataset, names=names),
         database_id=str(extracted.database_id),
         row_of_position=extracted.row_of_position,
         data_window=(float(times[0]), float(times[-1])),
