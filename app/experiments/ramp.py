@@ -64,10 +64,11 @@ class Plan:
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
+        given = ",".join(f"{step:g}" for step in self.steps)
         if not self.steps or not all(0 < step <= 1 for step in self.steps):
-            raise Invalid.field(("steps",), "must be coverages above 0 and up to 1")
+            raise Invalid.field(("steps",), f"{given!r} must be coverages above 0 and up to 1")
         if list(self.steps) != sorted(set(self.steps)):
-            raise Invalid.field(("steps",), "must grow")
+            raise Invalid.field(("steps",), f"{given!r} must grow from each to the next")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.service.conftest import Service
+from app import cli
+from app.errors import Conflict
+from tests.service.conftest import Service, Stores
 from tests.service.test_recommend import recommend, someone
 
 Define = Callable[..., dict[str, Any]]
@@ -251,3 +254,33 @@ def test_who_is_held_out_is_in_nothing_else(a: Service, b: Service, define: Defi
     page = recommend(b, out, surface=other["surface"])
     assert page["experiments"] == [{"key": holdout["key"], "variant": "control"}]
     assert len(recommend(b, compared, surface=other["surface"])["experiments"]) == 2
+
+
+def segue(stores: Stores, *arguments: str) -> tuple[int, list[str]]:
+    """The exit code of `segue experiments …`, and the lines that it prints."""
+    environment = stores.environment | {"COLUMNS": "200"}
+    done = CliRunner(env=environment).invoke(cli.app, ["experiments", *arguments], catch_exceptions=False)
+    return done.exit_code, done.output.splitlines()
+
+
+def test_from_a_terminal_a_change_holds_in_the_next_answer_too(stores: Stores, b: Service, define: Define) -> None:
+    user = someone()
+    defined = define(forced={user: "popular"})
+    key, surface = defined["key"], defined["surface"]
+    ramp = ("ramp", key, "--guardrail", "likes_per_user", "--guardrail", "skip:count:worse=higher", "--once")
+    code, said = segue(stores, *ramp, "--steps", "0.1,1")
+    assert (code, said[-1]) == (0, "start at 10%: the first step")
+    assert b.client.get(f"/admin/experiments/{key}").json()["coverage"] == 0.1
+    assert recommend(b, user, surface=surface)["experiments"] == [{"key": key, "variant": "popular"}]
+    code, said = segue(stores, *ramp, "--steps", "0.1,1")
+    assert (code, said[-1].partition(":")[0]) == (0, "wait at 10%")
+    assert segue(stores, "stop", key)[0] == 0
+    assert recommend(b, user, surface=surface)["experiments"] == []
+    code, said = segue(stores, *ramp)
+    assert (code, said[-1]) == (0, "ended at 10%: it was stopped by hand")
+    listed = next(line for line in segue(stores, "list")[1] if key in line)
+    assert listed.split("│")[3].strip() == "stopped"
+    code, said = segue(stores, "start", key)
+    assert (code, said[-1]) == (0, f"run 2 of {key} covers 100% of its users")
+    with pytest.raises(Conflict, match="runs already"):
+        segue(stores, "start", key)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import Engine, insert, select, text
+from typer.testing import CliRunner
 
+from app import cli
 from app.errors import Conflict, Invalid
 from app.experiments import lifecycle
 from app.experiments.definitions import find
@@ -181,3 +183,14 @@ def test_a_holdout_does_not_ramp(engine: Engine) -> None:
     drafted(engine, holdout=True)
     with pytest.raises(Conflict, match="holdout"):
         looked(engine)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--guardrail", "likes"), ("--guardrail", "like:count:worse=up"), ("--steps", "0.5,0.1"), ("--steps", "some"),
+     ("--every", "soon"), ("--window", "all")],
+)  # fmt: skip
+def test_a_command_that_makes_no_sense_is_refused_before_anything_is_opened(option: str, value: str) -> None:
+    given = ["experiments", "ramp", "x", "--once", "--guardrail", "like:count", option, value]
+    with pytest.raises(Invalid, match=value):
+        CliRunner().invoke(cli.app, given, catch_exceptions=False)
