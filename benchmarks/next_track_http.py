@@ -5,7 +5,7 @@
 Runs on DATABASE_URL and REDIS_URL in a database of its own, dropped afterwards; without them on embedded servers in a
 temporary folder. One service with one worker and a bare application under the same uvicorn flags take turns. Sessions
 go on side by side, one for each connection, over all rounds; each call has a listen, which is stored in Postgres before
-the answer. CPU is that of the worker's process; Postgres, Valkey and the client take theirs beside it. The recommender's
+the answer. CPU is that of the worker's process; Postgres, Valkey and the client take theirs. The recommender's
 own time is measured apart, in this process, on the same data: there is no release here, so it is `live_covisits`.
 
 With --sessions, so many sessions of --tracks each are then played, every listen being the track that was given, over
