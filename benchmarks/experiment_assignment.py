@@ -26,13 +26,13 @@ HALVES = (Variant("control", 0.5), Variant("treatment", 0.5))
 
 
 def experiments(n: int, *, namespace: str | None = None) -> tuple[Experiment, ...]:
-    """Running on one surface, each over its share of a namespace if one is named."""
+    """Running on one surface, each over its share of a namespace if one is named, of which a share is left."""
     return tuple(
         Experiment(
             key=f"experiment-{number:02d}",
             run=1,
             seed=f"experiment-{number:02d}",
-            namespace=None if namespace is None else Namespace(namespace, number / n, (number + 1) / n),
+            namespace=None if namespace is None else Namespace(namespace, number / (n + 1), (number + 1) / (n + 1)),
             coverage=1.0,
             variants=HALVES,
             status="running",
