@@ -34,9 +34,12 @@ LOCK_USERS = "SELECT FROM users WHERE row = ANY(%(rows)s) ORDER BY row FOR NO KE
 
 _KINDS = ", ".join(f"'{kind}'" for kind in sorted(LIKE_KINDS))
 # Constants, not a parameter: else the index of decisions could not be used.
+# OFFSET 0: looked up pair by pair, also by a plan that was made when there were no interactions yet.
 _PAST_DECISIONS = f"""
-    SELECT user_row, item_row, past.kind, least(past."timestamp", past.received_at) AS at, past.seq
-    FROM pair JOIN interactions AS past USING (user_row, item_row) WHERE past.kind IN ({_KINDS})
+    SELECT past.* FROM pair CROSS JOIN LATERAL (
+        SELECT user_row, item_row, kind, least("timestamp", received_at) AS at, seq FROM interactions
+        WHERE user_row = pair.user_row AND item_row = pair.item_row AND kind IN ({_KINDS}) OFFSET 0
+    ) AS past
 """  # noqa: S608 - constants, here and below
 _LIKES = """
 latest AS MATERIALIZED (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -97,3 +100,27 @@ def test_a_like_after_an_unlike_is_another_event(ingest: Ingest, engine: Engine)
         assert likes(engine) == ({"dune"} if wanted else set())
         ids.add(event.event_id)
     assert len(ids) == 4
+
+
+def test_a_plan_that_was_made_when_nothing_was_stored_looks_up_pairs_all_the_same(engine: Engine) -> None:
+    """A connection keeps its plan; going through every like there is, each group would take longer than the last."""
+    with engine.begin() as db:
+        store(db, [[an_event("ann", "dune", "like")]], auto_create=True)
+        db.execute(
+            text(
+                "INSERT INTO interactions (event_id, user_row, item_row, kind, timestamp)"
+                " SELECT 'old' || n, n, n % 7, 'like', now() FROM generate_series(100, 2099) AS n"
+            )
+        )
+        event = orjson.dumps([{"event_id": "e1", "user_id": "ann", "item_id": "dune", "kind": "like"}]).decode()
+        explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false)"
+        plan = db.exec_driver_sql(explain, {"event": event}).scalar_one()
+    reads = [each for each in nodes(plan[0]["Plan"]) if each["Node Type"].endswith("Scan")]
+    pasts = [each for each in reads if each.get("Index Name") == "ix_interactions_decisions"]
+    assert [each["Actual Rows"] * each["Actual Loops"] for each in pasts] == [1]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
