@@ -258,6 +258,7 @@ def _session_rules(settings: Settings) -> SessionRules:
         candidates=settings.next_candidates,
         least_listening=settings.next_least_listening,
         switch_below=settings.next_switch_below,
+        artist_tracks=settings.next_artist_tracks,
         popular_share=settings.next_popular_share,
         skip_below=settings.next_skip_below,
         skip_push=settings.next_skip_push,

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     next_switch_below: float = Field(
         default=0.7, ge=0, le=1, description="a track heard less hands over to the other recommender"
     )
+    next_artist_tracks: int = Field(
+        default=3, ge=0, le=100, description="fills from one artist of a dropped candidate; 0: none"
+    )
     next_popular_share: float = Field(
         default=1 / 3, gt=0, le=1, description="weight of popular fills, of the lowest candidate's"
     )

@@ -31,7 +31,6 @@ Rows = NDArray[np.int32]
 
 SLACK = 40
 """Tracks beyond those asked for: as many calls of one session at the same time find something of their own."""
-PER_ARTIST = 3
 SKIPS = 10
 """The latest skipped tracks, whose neighbours are held back."""
 AGAIN = "repeat"
@@ -137,7 +136,7 @@ def _next(situation: Situation, rules: SessionRules, lookahead: int) -> _Listed:
     n = len(kept[: rules.candidates])
     listed = _of(kept[:n], listening[:n], Role.NEXT, recommender.name)
     if len(dropped) and n < rules.candidates:
-        listed = listed.and_then(_of_artists(situation, dropped, query.excluded, rules.candidates - n))
+        listed = listed.and_then(_of_artists(situation, dropped, query.excluded, rules, rules.candidates - n))
     listed = listed.and_then(_of(kept[n:], listening[n:], Role.NEXT, recommender.name))
     if len(listed.rows) < max(rules.candidates, situation.limit + SLACK):
         listed = listed.and_then(_popular(situation, query.excluded, lookahead))
@@ -221,7 +220,7 @@ def _popular(situation: Situation, excluded: Positions, lookahead: int, role: Ro
     return _Listed(rows, np.ones(len(found)), roles, [shown.source for shown in found], len(found) < lookahead)
 
 
-def _of_artists(situation: Situation, dropped: Rows, excluded: Positions, most: int) -> _Listed:
+def _of_artists(situation: Situation, dropped: Rows, excluded: Positions, rules: SessionRules, most: int) -> _Listed:
     """The most chosen tracks of the artists of those that were dropped, the best candidate's artist first."""
     inventory = situation.inventory
     allowed = inventory.eligible().copy()
@@ -235,7 +234,7 @@ def _of_artists(situation: Situation, dropped: Rows, excluded: Positions, most: 
         if len(chosen) >= most:
             break
         theirs = np.flatnonzero((by_position == artist) & allowed)
-        best = theirs[np.argsort(-totals[theirs], kind="stable")][:PER_ARTIST]
+        best = theirs[np.argsort(-totals[theirs], kind="stable")][: rules.artist_tracks]
         chosen += inventory.release.row_of_position[best].tolist()
     rows = np.array(chosen[:most], np.int32)
     return _of(rows, np.ones(len(rows)), Role.ARTIST, ARTIST)

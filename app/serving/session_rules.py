@@ -52,6 +52,7 @@ class SessionRules:
     candidates: int = 20
     least_listening: float = 0.5
     switch_below: float = 0.7
+    artist_tracks: int = 3
     popular_share: float = 1 / 3
     skip_below: float = 0.3
     skip_push: float = 0.5
