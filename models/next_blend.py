@@ -7,7 +7,7 @@ Whatever any of them names is a candidate, some hundreds in all; a small ranker 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -25,7 +25,16 @@ from models.contracts import (
     SessionQuery,
 )
 from models.ranking.listwise import ListwiseRanker
-from models.retrieval.next_track.answers import UNKNOWN_LISTENING, HasOpinion, Heard, NextOpinion, allowed, answer
+from models.retrieval.next_track.answers import (
+    LONGEST,
+    UNKNOWN_LISTENING,
+    HasOpinion,
+    Heard,
+    NextOpinion,
+    allowed,
+    best_of,
+    firsts,
+)
 from models.retrieval.next_track.attention import SessionAttention
 from models.retrieval.next_track.popular_tracks import PopularTracks
 
@@ -36,6 +45,8 @@ POPULAR = PopularTracks.name
 MOST_EACH = 120
 MOST_POPULAR = 200
 _LEAST_SHARE = 1e-4
+_LATENESS = (1 / np.arange(LONGEST, 0, -1)).astype(np.float32)
+"""By place in a session, the latest last: 1 over how many tracks ago it was heard, itself counted."""
 
 
 class Seen(NamedTuple):
@@ -44,11 +55,13 @@ class Seen(NamedTuple):
     positions: int32[k], ascending, each once
     features:  float32[f, k]
     context:   float32[c]
+    state:     float32[d], of self-attention; None without it or without a session
     """
 
     positions: Positions
     features: NDArray[np.float32]
     context: NDArray[np.float32]
+    state: Scores | None
 
 
 @dataclass(frozen=True)
@@ -75,50 +88,52 @@ class NextBlend:
         """What somebody names comes first; popular tracks fill up where that isn't enough."""
         heard = Heard.of(query, self.n_items)
         seen = self.seen(heard, query)
-        found = answer(seen.positions, self.ranker.scores(seen.features, seen.context), query)
+        found = best_of(seen.positions, self.ranker.scores(seen.features, seen.context), query.limit)
         if len(found.positions) < query.limit:
             found = self._filled_up(found, query)
-        return found._replace(listening=self.expected_listening(heard, found.positions))
+        return found._replace(listening=self._expected_listening(seen.state, found.positions))
 
     def seen(self, heard: Heard, query: SessionQuery | None = None) -> Seen:
         """Candidates with all that is said of them; with a query only those that it allows."""
         opinions = [speaker.opinion(heard) for speaker in self.speakers.values()]
-        positions = np.unique(np.concatenate([opinion.best(MOST_EACH).positions for opinion in opinions]))
+        positions = np.sort(np.concatenate([opinion.best(MOST_EACH) for opinion in opinions]))
+        positions = positions[firsts(positions)]
         if query is not None:
             positions = positions[allowed(positions, query)]
-        said = [feature for opinion in opinions for feature in _said(opinion, positions)]
-        if self.attention is not None:
-            said.append(self._attended(heard, positions))
-        return Seen(positions, np.stack([*said, *self._known(heard, positions)]), self._situation(heard))
+        state = None if self.attention is None or len(heard.positions) == 0 else self.attention.state(heard)
+        said = [_said(opinions, positions), self._attended(state, positions), self._known(heard, positions)]
+        return Seen(positions, np.concatenate(said), self._situation(heard), state)
 
-    def _attended(self, heard: Heard, positions: Positions) -> Scores:
-        """float32[k]: logits of self-attention, 0 for the best."""
-        if self.attention is None or len(heard.positions) == 0 or len(positions) == 0:
-            return np.zeros(len(positions), np.float32)
-        logits = self.attention.vectors[positions] @ self.attention.direction(self.attention.state(heard))
-        return np.asarray(logits - logits.max(), np.float32)
+    def _attended(self, state: Scores | None, positions: Positions) -> NDArray[np.float32]:
+        """float32[1, k]: logits of self-attention, 0 for the best; float32[0, k] in a blend without it."""
+        if self.attention is None or state is None or len(positions) == 0:
+            return np.zeros((int(self.attention is not None), len(positions)), np.float32)
+        logits = self.attention.vectors[positions] @ self.attention.direction(state)
+        return np.asarray(logits - logits.max(), np.float32)[None]
 
-    def _known(self, heard: Heard, positions: Positions) -> list[Scores]:
-        """What is known of the tracks whoever speaks: popular ever, popular of late, how long ago it was heard here."""
-        back = np.zeros(len(positions), np.float32)
-        last = np.zeros(len(positions), np.float32)
-        for ago, track in enumerate(heard.positions.tolist()[::-1]):
-            place = int(np.searchsorted(positions, track))
-            if place < len(positions) and positions[place] == track:
-                back[place] = max(back[place], 1 / (1 + ago))
-                last[place] = 1.0
-        return [self._log_counts[0, positions], self._log_counts[1, positions], back, last]
+    def _known(self, heard: Heard, positions: Positions) -> NDArray[np.float32]:
+        """float32[4, k]: popular ever, popular of late, how lately it was heard in this session, and whether."""
+        known = np.zeros((4, len(positions)), np.float32)
+        known[0], known[1] = (counts[positions] for counts in self._log_counts)
+        if len(positions):
+            places = np.minimum(positions.searchsorted(heard.positions), len(positions) - 1)
+            is_candidate = positions[places] == heard.positions
+            # Of a track that was heard twice the later time is written last, and stays.
+            again = places[is_candidate]
+            known[2, again], known[3, again] = _LATENESS[LONGEST - len(places) :][is_candidate], 1
+        return known
 
     def _situation(self, heard: Heard) -> NDArray[np.float32]:
         n = len(heard.positions)
         if n == 0:
             return np.zeros(3, np.float32)
         repeated = 1 - len(set(heard.positions.tolist())) / n
-        return np.array([np.log(n), self._log_counts[0, heard.positions[-1]], repeated], np.float32)
+        return np.array([np.log(n), self._log_counts[0][heard.positions[-1]], repeated], np.float32)
 
     @cached_property
-    def _log_counts(self) -> Scores:
-        return np.log1p(np.stack([self.popular.counts, self.popular.recent])).astype(np.float32)
+    def _log_counts(self) -> tuple[Scores, Scores]:
+        counts, recent = np.log1p(self.popular.counts), np.log1p(self.popular.recent)
+        return counts.astype(np.float32), recent.astype(np.float32)
 
     @cached_property
     def _most_popular(self) -> Positions:
@@ -126,19 +141,22 @@ class NextBlend:
 
     def _filled_up(self, found: NextCandidates, query: SessionQuery) -> NextCandidates:
         missing = query.limit - len(found.positions)
-        depth = missing + len(found.positions) + len(query.excluded) + MOST_POPULAR
-        others = self._most_popular[:depth] if query.eligible is None else self._most_popular
-        others = others[allowed(others, query) & ~np.isin(others, found.positions)][:missing]
+        beside = replace(query, excluded=np.concatenate([query.excluded, found.positions]))
+        depth, others = MOST_POPULAR, self._most_popular[:0]
+        while len(others) < missing and depth < 4 * (MOST_POPULAR + self.n_items):
+            others = self._most_popular[:depth]
+            others = others[allowed(others, beside)][:missing]
+            depth *= 4
         below = np.float32(found.scores.min(initial=0) - 1) - np.arange(len(others), dtype=np.float32)
         return NextCandidates(
             np.concatenate([found.positions, others]), np.concatenate([found.scores, below]), found.listening
         )
 
-    def expected_listening(self, heard: Heard, positions: Positions) -> Scores:
+    def _expected_listening(self, state: Scores | None, positions: Positions) -> Scores:
         """float32[k], 0–1: by self-attention where it learned from measured fractions, else one figure for all."""
-        if self.attention is None or not self.attention.knows_listening or len(heard.positions) == 0:
+        if self.attention is None or state is None:
             return np.full(len(positions), UNKNOWN_LISTENING, np.float32)
-        return self.attention.expected_listening(self.attention.state(heard), positions)
+        return self.attention.expected_listening(state, positions)
 
     def parts(self) -> Parts:
         parameters = {
@@ -162,10 +180,14 @@ class NextBlend:
         return cls(speakers, fitted[POPULAR], fitted.get(ATTENTION), ranker, chosen)
 
 
-def _said(opinion: NextOpinion, positions: Positions) -> Sequence[Scores]:
-    """float32[k] each: the logarithm of a track's share in all that is said, and how far it is behind the best."""
-    scores = opinion.of(positions)
-    total, most = float(opinion.scores.sum()), float(opinion.scores.max(initial=0))
-    if total <= 0:
-        return [np.full(len(positions), np.log(_LEAST_SHARE), np.float32), np.zeros(len(positions), np.float32)]
-    return [np.log(scores / np.float32(total) + np.float32(_LEAST_SHARE)), scores / np.float32(most)]
+def _said(opinions: Sequence[NextOpinion], positions: Positions) -> NDArray[np.float32]:
+    """float32[2 per opinion, k]: the logarithm of a track's share in all that is said, and its score by the best's."""
+    said = np.zeros((2 * len(opinions), len(positions)), np.float32)
+    for place, opinion in enumerate(opinions):
+        if len(opinion.scores):
+            scores = opinion.of(positions)
+            np.divide(scores, opinion.scores.sum(), out=said[2 * place])
+            np.divide(scores, opinion.scores.max(), out=said[2 * place + 1])
+    shares = said[::2]
+    np.log(shares + np.float32(_LEAST_SHARE), out=shares)
+    return said

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.contracts import Mask, NextCandidates, Positions, Scores, SessionQuery
 
@@ -16,7 +19,8 @@ _LIKED, _LEFT = 0.7, 0.3
 """Heard up to here a track was liked; from here down it speaks against its like."""
 
 
-class Heard(NamedTuple):
+@dataclass(frozen=True)
+class Heard:
     """What a session says, the latest track last.
 
     positions: int32[n], n up to LONGEST
@@ -26,11 +30,12 @@ class Heard(NamedTuple):
     positions: Positions
     fractions: Scores
 
-    @property
+    @cached_property
     def strengths(self) -> Scores:
         """float32[n]: 1 for what was heard (or not measured), falling below 0.7, down to -0.5 for what was skipped."""
         slope = (self.fractions - np.float32(_LEFT)) / np.float32(_LIKED - _LEFT)
-        return np.asarray(np.nan_to_num(np.clip(slope, np.float32(-0.5), np.float32(1)), nan=1.0))
+        slope[np.isnan(slope)] = 1
+        return np.asarray(np.minimum(np.maximum(slope, np.float32(-0.5)), np.float32(1)))
 
     @classmethod
     def of(cls, query: SessionQuery, n_items: int) -> Heard:
@@ -56,18 +61,18 @@ class NextOpinion(NamedTuple):
     def none(cls) -> NextOpinion:
         return cls(np.empty(0, np.int32), np.empty(0, np.float32))
 
-    def best(self, most: int) -> NextOpinion:
-        """The `most` highest, still ascending by position."""
+    def best(self, most: int) -> Positions:
+        """int32[up to most]: the positions of the highest, in no order."""
         if len(self.positions) <= most:
-            return self
-        kept = np.sort(np.argpartition(self.scores, len(self.scores) - most)[len(self.scores) - most :])
-        return NextOpinion(self.positions[kept], self.scores[kept])
+            return self.positions
+        kept = np.argpartition(self.scores, len(self.scores) - most)[len(self.scores) - most :]
+        return self.positions[kept]
 
     def of(self, positions: Positions) -> Scores:
         """float32[m]: the scores of these positions, 0 where there is none."""
         if len(self.positions) == 0:
             return np.zeros(len(positions), np.float32)
-        found = np.minimum(np.searchsorted(self.positions, positions), len(self.positions) - 1)
+        found = np.minimum(self.positions.searchsorted(positions), len(self.positions) - 1)
         return np.where(self.positions[found] == positions, self.scores[found], np.float32(0))
 
 
@@ -84,19 +89,39 @@ def summed(positions: Positions, scores: Scores) -> NextOpinion:
     """Scores of the same position added up; what isn't above 0 is left out."""
     if len(positions) == 0:
         return NextOpinion.none()
-    order = np.argsort(positions, kind="stable")
-    positions, scores = positions[order], scores[order]
-    starts = np.flatnonzero(np.diff(positions, prepend=-1))
-    sums = np.add.reduceat(scores, starts)
+    positions, order = in_order(positions)
+    starts = firsts(positions)
+    sums = np.add.reduceat(scores[order], starts)
     is_for = sums > 0
     return NextOpinion(positions[starts][is_for], sums[is_for])
 
 
+def in_order(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The values ascending, and what `argsort(kind="stable")` gives in a fifth of its time: numpy sorts whole numbers
+    with vector instructions, so each value takes its place along in the lower half of one."""
+    keys = values.astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(len(keys))
+    keys.sort()
+    return (keys >> 32).astype(np.int32), keys & 0xFFFFFFFF
+
+
+def firsts(ascending: NDArray[np.int32]) -> NDArray[np.int64]:
+    """int64[k]: where each value stands first."""
+    is_first = np.empty(len(ascending), np.bool_)
+    is_first[:1] = True
+    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
+    return is_first.nonzero()[0]
+
+
 def allowed(positions: Positions, query: SessionQuery) -> Mask:
     """bool[k]: which of these positions the query neither filters out nor excludes."""
-    keep = np.isin(positions, query.excluded, invert=True)
-    if query.eligible is not None:
-        keep &= query.eligible[positions]
+    keep = np.ones(len(positions), np.bool_) if query.eligible is None else query.eligible[positions]
+    if len(query.excluded):
+        # By halving, for np.isin takes a hundred microseconds to find out how to look for a few among a few.
+        excluded = np.sort(query.excluded)
+        places = np.minimum(excluded.searchsorted(positions), len(excluded) - 1)
+        keep &= excluded[places] != positions
     return keep
 
 
@@ -105,14 +130,19 @@ def answer(positions: Positions, scores: Scores, query: SessionQuery) -> NextCan
 
     positions: int32[k], each once; scores: float32[k], finite
     """
-    keep = np.flatnonzero(allowed(positions, query))
-    if query.limit < len(keep):
-        left = scores[keep]
-        least = np.partition(left, len(left) - query.limit)[len(left) - query.limit] if query.limit else np.inf
-        keep = keep[left >= least]
-    keep = keep[np.lexsort((positions[keep], -scores[keep]))[: query.limit]]
-    heard = np.full(len(keep), UNKNOWN_LISTENING, np.float32)
-    return NextCandidates(positions[keep].astype(np.int32), scores[keep].astype(np.float32), heard)
+    keep = allowed(positions, query)
+    return best_of(positions[keep], scores[keep], query.limit)
+
+
+def best_of(positions: Positions, scores: Scores, limit: int) -> NextCandidates:
+    """As `answer`, of tracks that are all allowed."""
+    if limit < len(scores):
+        least = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else np.inf
+        keep = scores >= least
+        positions, scores = positions[keep], scores[keep]
+    order = np.lexsort((positions, -scores))[:limit]
+    heard = np.full(len(order), UNKNOWN_LISTENING, np.float32)
+    return NextCandidates(positions[order].astype(np.int32), scores[order].astype(np.float32), heard)
 
 
 def answer_of(recommender: HasOpinion, query: SessionQuery) -> NextCandidates:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +65,21 @@ class SessionAttention:
         Only the last layer's last place is needed, and only it is worked out.
         """
         d = self.vectors.shape[1]
-        heard = np.nan_to_num(session.fractions - np.float32(0.5), nan=0.0)
-        state: Scores = self.vectors[session.positions] * np.float32(math.sqrt(d)) + heard[:, None] * self.fraction
-        for depth, layer in enumerate(self.layers):
-            state = _attended(state, layer, last_only=depth == len(self.layers) - 1)
-        return np.asarray(_linear(_normed(state[-1:], self.last), self.out)[0])
+        state: Scores = self.vectors[session.positions] * np.float32(math.sqrt(d))
+        heard = session.fractions - np.float32(0.5)
+        heard[np.isnan(heard)] = 0
+        state += heard[:, None] * self.fraction
+        for layer in self._folded[:-1]:
+            state = _attended(state, layer)
+        return self._out(_attended_last(state, self._folded[-1]))
+
+    @cached_property
+    def _folded(self) -> tuple[_Folded, ...]:
+        return tuple(_Folded.of(layer) for layer in self.layers)
+
+    @cached_property
+    def _out(self) -> _NormedLinear:
+        return _NormedLinear.of(self.last, self.out)
 
     def direction(self, state: Scores) -> Scores:
         """float32[d]: its product with a track's vector is the track's score."""
@@ -111,35 +122,90 @@ class SessionAttention:
         )
 
 
-def _attended(state: Scores, layer: Mapping[str, NDArray[np.float32]], *, last_only: bool) -> Scores:
-    """float32[n, d], or float32[1, d] of the last place alone."""
+class _NormedLinear(NamedTuple):
+    """A norm and the linear layer behind it as one: what the norm takes off and scales by is in the weights.
+
+    weights: float32[d, e], float32[e] is the bias
+    """
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, rows: Scores) -> Scores:
+        """float32[..., e] from float32[..., d]."""
+        share = np.float32(1 / rows.shape[-1])
+        mean = np.add.reduce(rows, axis=-1, keepdims=True) * share
+        variance = np.add.reduce(rows * rows, axis=-1, keepdims=True) * share - mean * mean
+        return np.asarray(rows @ self.weights / np.sqrt(variance + np.float32(1e-5)) + self.bias)
+
+    @classmethod
+    def of(cls, norm: NDArray[np.float32], linear: NDArray[np.float32]) -> _NormedLinear:
+        weights = norm[0][:, None] * linear[:-1]
+        return cls(weights - weights.mean(axis=0), norm[1] @ linear[:-1] + linear[-1])
+
+
+class _Folded(NamedTuple):
+    """A layer as it is served. distance: float32[heads, LONGEST]; join, outer: with their bias as the last row."""
+
+    project: _NormedLinear
+    distance: NDArray[np.float32]
+    join: NDArray[np.float32]
+    inner: _NormedLinear
+    outer: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, layer: Mapping[str, NDArray[np.float32]]) -> _Folded:
+        project = _NormedLinear.of(layer["before"], layer["project"])
+        inner = _NormedLinear.of(layer["between"], layer["inner"])
+        return cls(project, layer["distance"], layer["join"], inner, layer["outer"])
+
+
+def _attended(state: Scores, layer: _Folded) -> Scores:
+    """float32[n, d]: every place asks those before it."""
     n, d = state.shape
-    heads = len(layer["distance"])
-    asking = slice(n - 1, n) if last_only else slice(0, n)
-    projected = _linear(_normed(state, layer["before"]), layer["project"]).reshape(n, 3, heads, d // heads)
-    query, key, value = projected[asking, 0], projected[:, 1], projected[:, 2]
-    back = np.arange(n)[asking, None] - np.arange(n)
-    logits = np.einsum("qhe,khe->hqk", query, key) / np.float32(math.sqrt(d // heads))
-    logits += layer["distance"][:, np.maximum(back, 0)]
+    heads = len(layer.distance)
+    # One matrix per head: float32[heads, n, d / heads].
+    query, key, value = layer.project(state).reshape(n, 3, heads, d // heads).transpose(1, 2, 0, 3)
+    back = np.arange(n)[:, None] - np.arange(n)
+    logits = query @ key.transpose(0, 2, 1) / np.float32(math.sqrt(d // heads))
+    logits += layer.distance[:, np.maximum(back, 0)]
     logits[:, back < 0] = -np.inf
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    found = np.einsum("hqk,khe->qhe", weights, value).reshape(-1, d)
-    state = state[asking] + _linear(found, layer["join"])
-    return state + _linear(_gelu(_linear(_normed(state, layer["between"]), layer["inner"])), layer["outer"])
+    found = (_shares(logits) @ value).transpose(1, 0, 2).reshape(n, d)
+    return _through(state + _linear(found, layer.join), layer)
+
+
+def _attended_last(state: Scores, layer: _Folded) -> Scores:
+    """float32[d]: only the last place asks."""
+    n, d = state.shape
+    heads = len(layer.distance)
+    query, key, value = layer.project(state).reshape(n, 3, heads, d // heads).transpose(1, 2, 0, 3)
+    logits = (key @ query[:, -1, :, None])[:, :, 0] / np.float32(math.sqrt(d // heads))
+    logits += layer.distance[:, n - 1 :: -1]
+    found = (_shares(logits)[:, None] @ value).reshape(d)
+    return _through(state[-1] + _linear(found, layer.join), layer)
+
+
+def _shares(logits: Scores) -> Scores:
+    """The softmax over the last axis."""
+    powers = np.exp(logits - np.maximum.reduce(logits, axis=-1, keepdims=True))
+    powers /= np.add.reduce(powers, axis=-1, keepdims=True)
+    return np.asarray(powers)
+
+
+def _through(state: Scores, layer: _Folded) -> Scores:
+    return np.asarray(state + _linear(_gelu(layer.inner(state)), layer.outer))
 
 
 def _linear(rows: Scores, weights: NDArray[np.float32]) -> Scores:
     return np.asarray(rows @ weights[:-1] + weights[-1])
 
 
-def _normed(rows: Scores, norm: NDArray[np.float32]) -> Scores:
-    centred = rows - rows.mean(axis=-1, keepdims=True)
-    deviation = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + np.float32(1e-5))
-    return np.asarray(centred / deviation * norm[0] + norm[1])
-
-
 def _gelu(values: Scores) -> Scores:
     """The tanh form of Hendrycks and Gimpel, "Gaussian error linear units" (2016)."""
-    inner = np.float32(math.sqrt(2 / math.pi)) * (values + np.float32(0.044715) * values**3)
-    return np.asarray(np.float32(0.5) * values * (1 + np.tanh(inner)))
+    inner = values * values
+    inner *= np.float32(0.044715 * math.sqrt(2 / math.pi))
+    inner += np.float32(math.sqrt(2 / math.pi))
+    inner *= values
+    np.tanh(inner, out=inner)
+    inner += 1
+    return np.asarray(inner * values * np.float32(0.5))

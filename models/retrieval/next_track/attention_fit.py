@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.contracts import Progress, Scores, unwatched
-from models.data.sessions import Sessions
+from models.data.sessions import LEAST_LISTENED, Sessions
 from models.retrieval.next_track.answers import LONGEST
 from models.retrieval.next_track.attention import SessionAttention
 from models.retrieval.next_track.first_vectors import first_vectors
@@ -72,7 +72,7 @@ def fit_session_attention(
     chosen = training or Training()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    first = first_vectors(sessions, chosen.width, seed=seed) if resumed is None else resumed.vectors
+    first = first_vectors(sessions.listened(), chosen.width, seed=seed) if resumed is None else resumed.vectors
     network = _Network(chosen, first, knows_listening=bool(np.isfinite(sessions.fractions).any()))
     if resumed is not None:
         network.resume(resumed)
@@ -134,8 +134,10 @@ class _Network(nn.Module):
         state = self.states(self.unit(heard.clamp(min=0)), batch.fractions[:, :-1])[is_real]
         targets = following[is_real]
         taken = self.unit(targets)
-        loss = self._choice_loss(functional.normalize(state, dim=-1), taken, targets, sampler)
         fractions = batch.fractions[:, 1:][is_real]
+        chosen = ~(fractions < LEAST_LISTENED)
+        directions = functional.normalize(state[chosen], dim=-1)
+        loss = self._choice_loss(directions, taken[chosen], targets[chosen], sampler)
         known = ~torch.isnan(fractions)
         return loss + self._listening_loss(state[known], taken[known], targets[known], fractions[known])
 
@@ -143,7 +145,8 @@ class _Network(nn.Module):
         drawn = sampler.draw()
         asked = self.log_temperature.exp() * state
         right = (asked * taken).sum(-1) - sampler.log_q[targets]
-        return (_LogSum.apply(asked, self.unit(drawn), right, targets, drawn, sampler.log_q[drawn]) - right).mean()
+        losses = _LogSum.apply(asked, self.unit(drawn), right, targets, drawn, sampler.log_q[drawn]) - right
+        return losses.sum() / max(len(targets), 1)
 
     def _listening_loss(self, state: Tensor, taken: Tensor, targets: Tensor, fractions: Tensor) -> Tensor:
         if len(fractions) == 0:

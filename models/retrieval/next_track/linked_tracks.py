@@ -7,6 +7,7 @@ counted both ways (`transitions`), and a linear autoencoder's weights (`recency_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -41,15 +42,22 @@ class LinkedTracks:
     def n_items(self) -> int:
         return len(self.bounds) - 1
 
+    @cached_property
+    def _fading(self) -> Scores:
+        """float32[last]: how loud the session's tracks vote, the latest first."""
+        return (self.decay ** np.arange(self.last)).astype(np.float32)
+
     def opinion(self, heard: Heard) -> NextOpinion:
         """Everything that the latest tracks point to."""
-        latest = heard.positions[: -self.last - 1 : -1].tolist()
-        votes = heard.strengths[: -self.last - 1 : -1] * np.float32(self.decay) ** np.arange(len(latest))
-        slices = [slice(int(self.bounds[track]), int(self.bounds[track + 1])) for track in latest]
-        if not slices:
+        latest = heard.positions[: -self.last - 1 : -1]
+        if len(latest) == 0:
             return NextOpinion.none()
-        weighed = [self.weights[part] * vote for part, vote in zip(slices, votes.astype(np.float32), strict=True)]
-        return summed(np.concatenate([self.others[part] for part in slices]), np.concatenate(weighed))
+        votes = heard.strengths[: -self.last - 1 : -1] * self._fading[: len(latest)]
+        starts, ends = self.bounds[latest], self.bounds[latest + 1]
+        slices = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        weights = np.concatenate([self.weights[part] for part in slices])
+        weights *= votes.repeat(ends - starts)
+        return summed(np.concatenate([self.others[part] for part in slices]), weights)
 
     def next(self, query: SessionQuery) -> NextCandidates:
         return answer_of(self, query)

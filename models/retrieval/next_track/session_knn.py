@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.contracts import Arrays, NextCandidates, Parameters, Parts, Positions, Scores, SessionQuery
 from models.data.sessions import Sessions
-from models.retrieval.next_track.answers import Heard, NextOpinion, answer_of, summed
+from models.retrieval.next_track.answers import Heard, NextOpinion, answer_of, firsts, in_order, summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,27 @@ class SessionKnn:
         return (np.arange(len(self.tracks)) - self.bounds[:-1][self._session_of]).astype(np.int32)
 
     @cached_property
+    def _windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """int64[n_items] twice: where in `listens` the newest of each track begin and end."""
+        ends = self.starts[1:]
+        return np.maximum(self.starts[:-1], ends - self.nearness.newest), ends
+
+    @cached_property
+    def _fading(self) -> Scores:
+        """float32[last]: what the session's tracks count, the latest first."""
+        return (self.nearness.decay ** np.arange(self.nearness.last)).astype(np.float32)
+
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        """int64[s]"""
+        return np.diff(self.bounds)
+
+    @cached_property
+    def _by_track(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """int32[n] twice: the session of each of `listens`, and its place there; side by side for a track."""
+        return self._session_of[self.listens], self._place_of[self.listens]
+
+    @cached_property
     def _rarity(self) -> Scores:
         """float32[n_items]"""
         share = np.maximum(np.diff(self.starts), 1) / max(len(self.bounds) - 1, 1)
@@ -85,48 +106,50 @@ class SessionKnn:
     @cached_property
     def _worth(self) -> Scores:
         """float32[s]: what a neighbour counts, however alike."""
-        lengths, age = np.diff(self.bounds), np.arange(len(self.bounds) - 1)[::-1]
-        return (0.5 ** (age / self.nearness.half_life) / lengths**self.nearness.shortness).astype(np.float32)
+        age = np.arange(len(self.bounds) - 1)[::-1]
+        return (0.5 ** (age / self.nearness.half_life) / self._lengths**self.nearness.shortness).astype(np.float32)
 
     def opinion(self, heard: Heard) -> NextOpinion:
         """What the neighbours went on with, or had around what they have in common."""
-        listens, weights = self._common(heard)
-        if len(listens) == 0:
+        common = self._common(heard)
+        if common is None:
             return NextOpinion.none()
-        sessions, likeness, places = self._neighbours(listens, weights)
-        first, lengths = self.bounds[sessions], np.diff(self.bounds)[sessions]
-        ends = np.cumsum(lengths)
-        index = np.arange(ends[-1]) + np.repeat(first - ends + lengths, lengths)
-        away = self._place_of[index] - np.repeat(places, lengths)
+        sessions, likeness, places = self._neighbours(*common)
+        first, lengths = self.bounds[sessions], self._lengths[sessions]
+        ends = lengths.cumsum()
+        index = np.arange(ends[-1]) + (first - ends + lengths).repeat(lengths)
+        away = self._place_of[index] - places.repeat(lengths)
         say = np.exp(np.abs(away) * np.float32(-1 / self.nearness.reach))
         say[away < 0] *= np.float32(self.nearness.before)
-        return summed(self.tracks[index], (say * np.repeat(likeness, lengths)).astype(np.float32))
+        return summed(self.tracks[index], say * likeness.repeat(lengths))
 
-    def _common(self, heard: Heard) -> tuple[NDArray[np.int32], Scores]:
-        """Earlier listens of this session's tracks, and what each of them counts."""
-        loudness: dict[int, float] = {}
-        for back, (track, strength) in enumerate(
-            zip(heard.positions[::-1][: self.nearness.last].tolist(), heard.strengths[::-1].tolist(), strict=False)
-        ):
-            loudness.setdefault(track, strength * self.nearness.decay**back * float(self._rarity[track]))
-        parts, weights = [np.empty(0, np.int32)], [np.empty(0, np.float32)]
-        for track, weight in loudness.items():
-            end = int(self.starts[track + 1])
-            part = self.listens[max(int(self.starts[track]), end - self.nearness.newest) : end]
-            parts.append(part)
-            weights.append(np.full(len(part), weight, np.float32))
-        return np.concatenate(parts), np.concatenate(weights)
+    def _common(self, heard: Heard) -> tuple[NDArray[np.int32], NDArray[np.int32], Scores] | None:
+        """Earlier listens of this session's tracks: the session of each, its place there, and what it counts."""
+        latest = heard.positions[: -self.nearness.last - 1 : -1]
+        loudness = heard.strengths[: -self.nearness.last - 1 : -1] * self._fading[: len(latest)] * self._rarity[latest]
+        windows = zip(loudness.tolist(), *(each[latest].tolist() for each in self._windows), strict=True)
+        # Of a track that was heard twice the later time counts.
+        found = dict(reversed(list(zip(latest.tolist(), windows, strict=True))))
+        weights, parts = [], []
+        for loud, start, end in found.values():
+            weights.append(loud)
+            parts.append(slice(start, end))
+        counts = [part.stop - part.start for part in parts]
+        if not sum(counts):
+            return None
+        sessions, places = (np.concatenate([each[part] for part in parts]) for each in self._by_track)
+        return sessions, places, np.array(weights, np.float32).repeat(counts)
 
     def _neighbours(
-        self, listens: NDArray[np.int32], weights: Scores
+        self, sessions: NDArray[np.int32], places: NDArray[Any], weights: Scores
     ) -> tuple[NDArray[np.int32], Scores, NDArray[np.float32]]:
         """The nearest sessions, how near they are, and about where in each stands what is in common."""
-        order = np.argsort(sessions := self._session_of[listens], kind="stable")
-        sessions, weights = sessions[order], weights[order]
-        starts = np.flatnonzero(np.diff(sessions, prepend=-1))
+        sessions, order = in_order(sessions)
+        weights = weights[order]
+        starts = firsts(sessions)
         alike = np.add.reduceat(weights, starts)
         loud = np.abs(weights)
-        places = np.add.reduceat(loud * self._place_of[listens[order]], starts) / np.maximum(
+        places = np.add.reduceat(loud * places[order], starts) / np.maximum(
             np.add.reduceat(loud, starts), np.float32(1e-9)
         )
         found = sessions[starts]
