@@ -45,7 +45,7 @@ def learn_ranker(
 ) -> tuple[ListwiseRanker, dict[str, Any]]:
     """A ranker for these recommenders, and what was measured on the way; `newest` must be unknown to them."""
     blend = NextBlend.of(fitted, unlearned(fitted), {})
-    prefixes = newest.prefixes().sample(MOST_CHOICES, seed=seed)
+    prefixes = newest.listened_prefixes().sample(MOST_CHOICES, seed=seed)
     views = list(views_of(blend, prefixes, progress))
     learnable = [(view, place) for view, place in views if place is not None]
     if len(learnable) < _FEWEST_CHOICES:

@@ -56,7 +56,8 @@ def fit_next_recipes(
     learned: list[SessionAttention] = []
 
     def fit(part: Sessions) -> dict[str, LearnedNextTrack]:
-        fitted = {name: fit_one(part) for name, fit_one in COUNTED.items()}
+        listened = part.listened()
+        fitted = {name: fit_one(listened) for name, fit_one in COUNTED.items()}
         if attention is not None:
             learned.append(attention(part, learned[-1] if learned else None, seed, progress))
             fitted[ATTENTION] = learned[-1]

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from models.contracts import Positions, Scores
 from models.data.dataset import Interactions
 
+LEAST_LISTENED = 0.5
+"""Heard less than this, a track was the player's choice and not the listener's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
@@ -48,6 +51,16 @@ class Sessions:
         heard = np.full(len(tracks), np.nan, np.float32) if fractions is None else fractions.astype(np.float32)
         return cls(tracks.astype(np.int32), heard, np.append(starts, len(tracks)).astype(np.int64), n_items)
 
+    @property
+    def is_listened(self) -> NDArray[np.bool_]:
+        """bool[n]: which tracks were listened to, or may have been: where nobody measured, all."""
+        return ~(self.fractions < LEAST_LISTENED)
+
+    def listened(self) -> Sessions:
+        """Without what was broken off: who learns what to play from that learns to play what another player did."""
+        kept = self.is_listened
+        return Sessions.of(self.of_listen[kept], self.tracks[kept], self.fractions[kept], self.n_items)
+
     def take(self, which: slice) -> Sessions:
         """Neighbouring sessions."""
         first, last, _ = which.indices(len(self))
@@ -59,6 +72,12 @@ class Sessions:
         """Every beginning of every session that something follows, in order."""
         nexts = np.setdiff1d(np.arange(len(self.tracks)), self.bounds)
         return Prefixes(self, self.bounds[self.of_listen[nexts]], nexts)
+
+    def listened_prefixes(self) -> Prefixes:
+        """Those that something followed which was listened to; what was broken off before is in the beginnings."""
+        every = self.prefixes()
+        kept = self.is_listened[every.nexts]
+        return Prefixes(self, every.starts[kept], every.nexts[kept])
 
     def last_prefixes(self) -> Prefixes:
         """Of every session all but its last track: the protocol called leave-last-out."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 from models.contracts import NextTrackRecommender
-from models.data.sessions import split_newest
+from models.data.sessions import Sessions, split_newest
 from models.evaluation.next_item import judge
 from models.fit_next_blend import choices_of, learn_ranker, measured, unlearned, views_of
 from models.next_blend import NextBlend
 from models.next_recipes import COUNTED, LOADS, RIVALS, SERVED, fit_next_recipes
 from models.retrieval.next_track.answers import UNKNOWN_LISTENING, Heard
 from tests.models.retrieval.next_track.test_attention import drawn
-from tests.next_track_toys import N_TRACKS, RING_A, after, ring_sessions, sessions_of
+from tests.next_track_toys import N_TRACKS, NEVER_HEARD, RING_A, after, ring_sessions, sessions_of
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,21 @@ def test_it_learns_what_comes_next(fitted: dict[str, Any]) -> None:
     found = {name: judge(recommender, prefixes).reciprocal_rank.mean for name, recommender in fitted.items()}
     assert found[SERVED] > 0.97 * max(found[name] for name in COUNTED)
     assert found[SERVED] > 3 * found["popular_tracks"]
+
+
+def test_what_another_player_played_in_vain_is_not_learned() -> None:
+    """It plays each track of a ring, and after every one a track that is broken off."""
+    rings = ring_sessions(400)
+    vain = [np.stack([part, np.full(len(part), NEVER_HEARD)], 1).ravel().tolist() for part in _parts(rings)]
+    fractions = [[0.9, 0.05] * (len(part) // 2) for part in vain]
+    blend = fit_next_recipes(sessions_of(*vain, fractions=fractions), seed=0)[SERVED]
+    found = blend.next(after(3, NEVER_HEARD, 4, limit=30, fractions=[0.9, 0.05, 0.9])).positions.tolist()
+    assert found[0] == 5
+    assert NEVER_HEARD not in found
+
+
+def _parts(sessions: Sessions) -> list[np.ndarray]:
+    return [sessions.tracks[first:end] for first, end in pairwise(sessions.bounds.tolist())]
 
 
 def test_popular_tracks_fill_up_until_nothing_is_left(fitted: dict[str, Any]) -> None:

@@ -16,6 +16,14 @@ def test_every_beginning_that_something_follows_is_a_prefix() -> None:
     assert prefixes.targets.tolist() == [2, 3, 6]
 
 
+def test_what_was_broken_off_is_known_but_nobodys_choice() -> None:
+    sessions = sessions_of([1, 2, 3], [4], [5, 6], fractions=[[1, 0.2, 0.9], [0.1], [np.nan, 0.5]])
+    asked = [(prefix.tracks.tolist(), prefix.target) for prefix in sessions.listened_prefixes()]
+    assert asked == [([1, 2], 3), ([5], 6)]
+    listened = sessions.listened()
+    assert (listened.tracks.tolist(), listened.bounds.tolist()) == ([1, 3, 5, 6], [0, 2, 4])
+
+
 def test_leave_last_out_asks_once_a_session() -> None:
     asked = [(prefix.tracks.tolist(), prefix.target) for prefix in sessions_of([1, 2, 3], [4], [5, 6]).last_prefixes()]
     assert asked == [([1, 2], 3), ([5], 6)]
