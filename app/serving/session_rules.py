@@ -64,9 +64,9 @@ def is_personal(role: int, fraction: float, rules: SessionRules) -> bool:
 
     role, fraction: of the track that was listened to last: who gave it, and how much of it was played
     """
-    if role == Role.PERSONAL:
-        return fraction >= rules.switch_below
-    return role == Role.NEXT and fraction < rules.switch_below
+    # Sessions keep float32, in which 0.7 is a little less than 0.7.
+    is_listened = bool(np.float32(fraction) >= np.float32(rules.switch_below))
+    return is_listened if role == Role.PERSONAL else role == Role.NEXT and not is_listened
 
 
 class Tracks(NamedTuple):

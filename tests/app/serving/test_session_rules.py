@@ -97,3 +97,10 @@ def test_without_candidates_fills_stand_alone() -> None:
     placed = ordered(np.ones(2), roles(Role.POPULAR, Role.POPULAR), np.ones(2), RULES, np.random.default_rng(0))
     assert sorted(placed.order.tolist()) == [0, 1]
     assert placed.propensities.tolist() == pytest.approx([0.5, 1.0])
+
+
+def test_exactly_as_much_as_needed_is_enough_in_the_precision_of_a_session() -> None:
+    kept = float(np.float32(0.7))
+    assert kept < RULES.switch_below
+    assert is_personal(Role.PERSONAL, kept, RULES)
+    assert not is_personal(Role.NEXT, kept, RULES)
