@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from app.feedback.sessions import ANSWERS_KEPT, LISTEN, LISTENS_KEPT, Claim, Given, Session
 from app.feedback.user_view import UserView
+from models.membership import is_among
 
 SESSIONS_KEPT = 1_000
 """By each worker: the latest that it was called for; some 30 KB each at the most."""
@@ -77,7 +78,9 @@ class Missing(NamedTuple):
     roles: NDArray[np.uint8]
 
     def added_to(self, session: Session) -> Session:
-        fresh = ~np.isin(self.met, session.met)
+        if not len(self.listens) and not len(self.met):
+            return session
+        fresh = ~is_among(self.met, session.met)
         whole = replace(
             session,
             met=np.concatenate([session.met, self.met[fresh]]),
@@ -101,7 +104,7 @@ def missing_in(known: Session, *others: Session) -> Missing:
     listens, met, roles = known.listens, known.met, known.roles
     for other in others:
         listens = np.concatenate([listens, _unheard(other.listens, listens)])
-        unmet = ~np.isin(other.met, met)
+        unmet = ~is_among(other.met, met)
         met, roles = np.concatenate([met, other.met[unmet]]), np.concatenate([roles, other.roles[unmet]])
     more = listens[len(known.listens) :]
     return Missing(more[np.argsort(more["at"], kind="stable")], met[len(known.met) :], roles[len(known.roles) :])

@@ -27,6 +27,7 @@ from redis.exceptions import ResponseError
 from app.storage.redis import VERSIONS_KEY
 from app.storage.redis_multiplexer import Answer as Reply
 from app.storage.redis_multiplexer import RedisMultiplexer, mapping
+from models.membership import is_among
 
 LISTENS_KEPT = 500
 """The newest of a session; models look at fewer."""
@@ -65,10 +66,10 @@ class Session:
 
     def with_listen(self, listen: NDArray[np.void]) -> Session:
         """listen: LISTEN[k], behind the others; a row that was not met before is met now."""
-        fresh = listen["row"][~np.isin(listen["row"], self.met)]
+        fresh = listen["row"][~is_among(listen["row"], self.met)]
         return replace(
             self,
-            listens=np.concatenate([self.listens, listen])[-LISTENS_KEPT:],
+            listens=_joined(self.listens, listen)[-LISTENS_KEPT:],
             met=np.concatenate([self.met, fresh]),
             roles=np.concatenate([self.roles, np.zeros(len(fresh), np.uint8)]),
         )
@@ -88,6 +89,13 @@ class Session:
             return 0
         places = np.flatnonzero(self.met == self.listens["row"][-1])
         return int(self.roles[places[-1]]) if len(places) else 0
+
+
+def _joined(before: NDArray[np.void], after: NDArray[np.void]) -> NDArray[np.void]:
+    """Both of one dtype, which `np.concatenate` would first make sure of field by field."""
+    joined = np.empty(len(before) + len(after), before.dtype)
+    joined[: len(before)], joined[len(before) :] = before, after
+    return joined
 
 
 class Found(NamedTuple):

@@ -22,6 +22,7 @@ from app.serving.routing import CHAINS
 from app.serving.session_rules import Ordered, Role, SessionRules, discounts, is_personal, ordered, split
 from app.serving.slate import Shown, pins_of
 from models.contracts import History, NextTrackRecommender, Positions, Query, Reason, SessionQuery
+from models.membership import is_among
 from models.next_recipes import SERVED
 from models.retrieval.live_covisits import LiveCovisits
 
@@ -91,7 +92,7 @@ class _Listed:
 
     def and_then(self, other: _Listed) -> _Listed:
         """With those of the other that are not there yet behind it."""
-        fresh = ~np.isin(other.rows, self.rows)
+        fresh = ~is_among(other.rows, self.rows)
         return _Listed(
             np.concatenate([self.rows, other.rows[fresh]]),
             np.concatenate([self.listening, other.listening[fresh]]),
@@ -202,7 +203,7 @@ def _whole_history(situation: Situation) -> History:
     positions = release.positions(heard["row"])
     heard, positions = heard[positions >= 0], positions[positions >= 0]
     fractions = heard["fraction"].tolist()
-    before = past.take(~np.isin(past.positions, positions))
+    before = past.take(~is_among(past.positions, positions))
     return History(
         np.concatenate([before.positions, positions]).astype(np.int32),
         np.concatenate([before.weights, [weight_of("listen", each, {"listen": 1.0}) for each in fractions]]).astype(
@@ -253,8 +254,11 @@ def _arranged(listed: _Listed, situation: Situation, rules: SessionRules) -> Pro
     free = ~np.isin(listed.rows, list(pins.values())) if pins else slice(None)
     rows, roles = listed.rows[free], listed.roles[free]
     names = tuple(dict.fromkeys([*listed.names, "promotion", AGAIN]))
-    codes = np.array([names.index(name) for name in listed.names], np.uint8)[free]
-    factors = _factors(rows, situation, rules) * np.array([boosts.get(row, 1.0) for row in rows.tolist()])
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = np.array([code_of[name] for name in listed.names], np.uint8)[free]
+    factors = _factors(rows, situation, rules)
+    if boosts:
+        factors *= np.array([boosts.get(row, 1.0) for row in rows.tolist()])
     # Where the personal recommender leads there is no expected listening: its order stands.
     is_drawn = rules.sampling == "softmax" and bool((roles == Role.NEXT).any())
     generator = generator_of(situation.seed) if is_drawn else None
@@ -265,11 +269,12 @@ def _arranged(listed: _Listed, situation: Situation, rules: SessionRules) -> Pro
     tracks["promoted"] = np.isin(tracks["row"], list(boosts)) if boosts else False
     tracks["propensity"] = placed.propensities
     draw = _draw(rows, codes, placed, names, rules) if is_drawn else None
-    tracks = _with_pins(tracks, pins, first, names.index("promotion"))
-    again = _again(situation, names.index(AGAIN)) if listed.is_complete and not situation.may_repeat else tracks[:0]
+    tracks = _with_pins(tracks, pins, first, code_of["promotion"])
     leader = listed.names[0] if listed.names else AGAIN
     again_from = 0 if situation.may_repeat else len(tracks)
-    return Proposal(np.concatenate([tracks, again]), again_from, listed.is_complete, names, leader, draw)
+    if listed.is_complete and not situation.may_repeat:
+        tracks = np.concatenate([tracks, _again(situation, code_of[AGAIN])])
+    return Proposal(tracks, again_from, listed.is_complete, names, leader, draw)
 
 
 def _factors(rows: Rows, situation: Situation, rules: SessionRules) -> NDArray[np.float64]:
@@ -289,8 +294,8 @@ def _nearness(rows: Rows, skipped: Rows, situation: Situation) -> NDArray[np.flo
         # Ascending, so that the candidates are found in it by halving.
         neighbours, shares = situation.inventory.live.covisited(position)
         if len(neighbours):
-            places = np.minimum(np.searchsorted(neighbours, positions), len(neighbours) - 1)
-            np.maximum(near, np.where(neighbours[places] == positions, shares[places], 0), out=near)
+            places = np.minimum(neighbours.searchsorted(positions), len(neighbours) - 1)
+            np.maximum(near, (neighbours[places] == positions) * shares[places], out=near)
     return near
 
 
@@ -331,7 +336,7 @@ def _again(situation: Situation, name: int) -> NDArray[np.void]:
     rows = met[::-1][np.sort(last)][::-1]
     blocked = inventory.rules.blocked(user_id=situation.user_id, categories=(), at=situation.at)
     positions = inventory.release.positions(rows)
-    may = (positions >= 0) & ~np.isin(rows, blocked)
+    may = (positions >= 0) & ~is_among(rows, blocked)
     may[may] = inventory.eligible()[positions[may]]
     again = np.zeros(int(may.sum()), CANDIDATE)
     again["row"], again["propensity"], again["role"], again["name"] = rows[may], np.nan, Role.POPULAR, name

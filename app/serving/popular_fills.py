@@ -12,6 +12,7 @@ from app.serving.retrieve import retrieve
 from app.serving.routing import CHAINS
 from app.serving.slate import Shown
 from models.contracts import Positions, Query
+from models.membership import is_among
 
 KEPT = 1_000
 
@@ -44,8 +45,8 @@ class PopularFills:
             found = _retrieved(inventory, excluded[:0], at, KEPT)
             positions = inventory.release.positions(np.array([shown.row for shown in found], np.int32))
             kept = self._kept = _Kept(inventory.release, inventory.showable, int(at), found, positions)
-        left = ~np.isin(kept.positions, excluded)
-        best = [shown for shown, is_left in zip(kept.found, left.tolist(), strict=True) if is_left][:limit]
+        left = (~is_among(kept.positions, excluded)).nonzero()[0]
+        best = [kept.found[place] for place in left[:limit].tolist()]
         if len(best) < limit and len(kept.found) == KEPT:
             return list(_retrieved(inventory, excluded, at, limit))
         return best

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from models.contracts import LiveSignals, NextCandidates, Positions, Scores, SessionQuery
+from models.membership import is_among
 
 STEPS = 10
 LEAST_HEARD = 0.3
@@ -30,7 +31,7 @@ class LiveCovisits:
     def next(self, query: SessionQuery) -> NextCandidates:
         """Its predicted listening is 1 throughout: it can't tell, so nothing is held against a track."""
         positions, scores = self._scored(query)
-        allowed = ~np.isin(positions, query.excluded)
+        allowed = ~is_among(positions, query.excluded)
         if query.eligible is not None:
             allowed &= query.eligible[positions]
         positions, scores = positions[allowed], scores[allowed]

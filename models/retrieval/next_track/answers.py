@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.contracts import Mask, NextCandidates, Positions, Scores, SessionQuery
+from models.membership import is_among
 
 UNKNOWN_LISTENING = 0.75
 """What is expected to be heard of a track where no fraction was ever measured; above every threshold of the rules."""
@@ -118,10 +119,7 @@ def allowed(positions: Positions, query: SessionQuery) -> Mask:
     """bool[k]: which of these positions the query neither filters out nor excludes."""
     keep = np.ones(len(positions), np.bool_) if query.eligible is None else query.eligible[positions]
     if len(query.excluded):
-        # By halving, for np.isin takes a hundred microseconds to find out how to look for a few among a few.
-        excluded = np.sort(query.excluded)
-        places = np.minimum(excluded.searchsorted(positions), len(excluded) - 1)
-        keep &= excluded[places] != positions
+        keep &= ~is_among(positions, query.excluded)
     return keep
 
 
