@@ -8,6 +8,7 @@ third of these choices; then it learns from all of them, and what it stands on i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from models.contracts import Progress, unwatched
 from models.data.sessions import Prefix, Prefixes, Sessions, split_newest
-from models.next_blend import NextBlend, Seen
+from models.next_blend import ATTENTION, NextBlend, Seen
 from models.ranking.listwise import Choices, ListwiseRanker, fit_listwise
-from models.retrieval.next_track.answers import Heard
+from models.retrieval.next_track.answers import LONGEST, Heard
+from models.retrieval.next_track.attention import SessionAttention
 
 HELD_OUT = 0.1
 MOST_CHOICES = 15_000
@@ -35,9 +37,43 @@ def fit_next_blend(sessions: Sessions, fit: Fit, *, seed: int = 0, progress: Pro
     """fit: recommenders by name (`models.next_blend.SPEAKERS`, popular tracks, self-attention) from any sessions."""
     earlier, newest = split_newest(sessions, HELD_OUT)
     progress("next_blend: fitting on earlier sessions", 0.0)
-    ranker, chosen = learn_ranker(fit(earlier), newest, seed=seed, progress=progress)
+    before = fit(earlier)
+    ranker, chosen = learn_ranker(before, newest, seed=seed, progress=progress)
+    gain = listening_gain(before[ATTENTION], newest, seed=seed) if ATTENTION in before else 0.0
     progress("next_blend: fitting on all sessions", 0.6)
-    return NextBlend.of(fit(sessions), ranker, chosen)
+    fitted = dict(fit(sessions))
+    if ATTENTION in fitted:
+        chosen |= {"listening_gain": gain}
+        fitted[ATTENTION] = replace(fitted[ATTENTION], knows_listening=gain > 0)
+    return NextBlend.of(fitted, ranker, chosen)
+
+
+def listening_gain(attention: SessionAttention, newest: Sessions, *, seed: int = 0) -> float:
+    """How much better than one figure for all tracks it foretells what is heard of them, in nats for each track.
+
+    newest: sessions that it has not learned from. 0 where nobody measured. Not above 0, its word is worth nothing:
+    every rule on expected listening would follow noise.
+    """
+    if not attention.knows_listening:
+        return 0.0
+    prefixes = newest.prefixes().sample(MOST_CHOICES, seed=seed)
+    fractions = newest.fractions[prefixes.nexts].astype(np.float64)
+    foretold = np.array([_foretold(attention, prefix) for prefix in prefixes])
+    known = np.isfinite(fractions)
+    if not known.any():
+        return 0.0
+    heard, usual = fractions[known], np.full(int(known.sum()), fractions[known].mean())
+    return _log_loss(usual, heard) - _log_loss(foretold[known], heard)
+
+
+def _foretold(attention: SessionAttention, prefix: Prefix) -> float:
+    state = attention.state(Heard(prefix.tracks[-LONGEST:], prefix.fractions[-LONGEST:]))
+    return float(attention.expected_listening(state, np.array([prefix.target]))[0])
+
+
+def _log_loss(foretold: NDArray[np.float64], heard: NDArray[np.float64]) -> float:
+    chance = np.clip(foretold, 1e-6, 1 - 1e-6)
+    return float(-(heard * np.log(chance) + (1 - heard) * np.log1p(-chance)).mean())
 
 
 def learn_ranker(

@@ -12,7 +12,7 @@ import pytest
 from models.contracts import NextTrackRecommender
 from models.data.sessions import Sessions, split_newest
 from models.evaluation.next_item import judge
-from models.fit_next_blend import choices_of, learn_ranker, measured, unlearned, views_of
+from models.fit_next_blend import choices_of, fit_next_blend, learn_ranker, measured, unlearned, views_of
 from models.next_blend import NextBlend
 from models.next_recipes import COUNTED, LOADS, RIVALS, SERVED, fit_next_recipes
 from models.retrieval.next_track.answers import UNKNOWN_LISTENING, Heard
@@ -63,6 +63,24 @@ def test_what_another_player_played_in_vain_is_not_learned() -> None:
 
 def _parts(sessions: Sessions) -> list[np.ndarray]:
     return [sessions.tracks[first:end] for first, end in pairwise(sessions.bounds.tolist())]
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_expected_listening_is_believed_only_where_it_proved_right(is_right: bool) -> None:
+    """Of sessions that it has not seen; one ring is heard out, the other is left early."""
+    rings = ring_sessions(300)
+    sessions = replace(rings, fractions=np.where(rings.tracks < 20, 0.9, 0.1).astype(np.float32))
+    usual = np.where(np.arange(N_TRACKS) < 20, 2.0, -2.0).astype(np.float32)
+    guess = drawn(layers=1)
+    attention = replace(guess, usual_listening=usual if is_right else -usual, listening=np.zeros_like(guess.listening))
+
+    def fit(part: Sessions) -> dict[str, Any]:
+        return {name: fit_one(part) for name, fit_one in COUNTED.items()} | {"session_attention": attention}
+
+    blend = fit_next_blend(sessions, fit, seed=0)
+    assert (blend.chosen["listening_gain"] > 0) is is_right
+    found = blend.next(after(3, 4, limit=3, fractions=[0.9, 0.9])).listening
+    assert (found > 0.8).all() if is_right else (found == UNKNOWN_LISTENING).all()
 
 
 def test_popular_tracks_fill_up_until_nothing_is_left(fitted: dict[str, Any]) -> None:
