@@ -1,6 +1,6 @@
 """What each rule of a listening session is worth: made-up listeners are played to over HTTP, policy by policy.
 
-    python -m benchmarks.player_simulator [--quick] [--listeners 300] [--sessions 2] [--others 1200] [--history 8]
+    python -m benchmarks.player_simulator [--quick] [--listeners 120] [--sessions 2] [--others 800] [--history 8]
                                           [--seed 0] [--policies NAME …] [--markdown FILE]
 
 The listeners (`_listeners`) have moods, loved and hated tags, and leave when they are bored; they share nothing with
@@ -36,11 +36,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
 import orjson
 import redis
 import uvloop
-from numpy.typing import NDArray
 from sqlalchemy import create_engine, make_url, text
 
 from app.settings import Settings
@@ -53,14 +51,15 @@ from app.training.extract_sessions import extract_sessions
 from benchmarks import serving
 from benchmarks._http_load import Connection, ask, connected, get, post
 from benchmarks._listeners import Listener, Sitting, Track, World
+from benchmarks._listening_report import Played, report
 from models import artifacts
 from models.next_recipes import fit_next_recipes
+from models.retrieval.next_track.attention import SessionAttention
 from models.training import FittedRelease
 
 NEWCOMERS = 0.2
 DAYS = 30
 AT_ONCE = 16
-DRAWN_ANEW = 2_000
 LEFT, SKIPPED = 0.8, 0.3
 GREEDY, SOFTMAX = "greedy", "softmax"
 
@@ -101,16 +100,6 @@ POPULAR, RANDOM = "most popular (floor)", "random (floor)"
 QUICK = (GREEDY, SOFTMAX, "no switch", "no rules at all", "co-visits, nothing learned")
 
 
-@dataclass(frozen=True, slots=True)
-class Played:
-    """What one listener was given in all sessions; what was looked for by oneself is not counted."""
-
-    sessions: int
-    seconds: float
-    tracks: int
-    skipped: int
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--quick", action="store_true", help="five policies, fewer listeners: two minutes")
@@ -123,8 +112,8 @@ def main() -> None:
     options.add_argument("--markdown", type=Path)
     asked = options.parse_args()
     wanted = asked.policies or (QUICK if asked.quick else [policy.name for policy in POLICIES])
-    listeners = asked.listeners or (60 if asked.quick else 300)
-    others = asked.others if asked.others is not None else (400 if asked.quick else 1_200)
+    listeners = asked.listeners or (40 if asked.quick else 120)
+    others = asked.others if asked.others is not None else (200 if asked.quick else 800)
     past, world = pasts(World.made(listeners + others, seed=asked.seed), listeners)
     began = time.monotonic()
     with ExitStack() as stack:
@@ -138,7 +127,8 @@ def main() -> None:
         }  # fmt: skip
         listens = write_history(past, folder / "listens.csv", asked.history)
         known = prepare(base, folder / "listens.csv")
-        print(f"{time.monotonic() - began:4.0f} s  {len(world.listeners)} listeners, {len(world.tracks):,} tracks, {listens:,} listens before; {known}")
+        print(f"{len(world.listeners)} listeners, {len(world.tracks):,} tracks, {listens:,} listens before; {known}")
+        print(f"{time.monotonic() - began:4.0f} s  prepared", flush=True)
         results: dict[str, list[Played]] = {}
         with copied(base) as environment:
             results |= floors(environment, world, asked.sessions)
@@ -146,7 +136,7 @@ def main() -> None:
             with copied(base) as environment:
                 results[policy.name] = played_by(environment, policy, world, asked.sessions)
             print(f"{time.monotonic() - began:4.0f} s  {policy.name}", flush=True)
-    table = "\n".join(report(results, seed=asked.seed))
+    table = "\n".join(report(results, {policy.name: policy.against for policy in POLICIES}, seed=asked.seed))
     print(table)
     if asked.markdown:
         asked.markdown.write_text(table + "\n", "utf-8")
@@ -203,9 +193,11 @@ def prepare(environment: dict[str, str], listens: Path) -> str:
     settings = settings_of(environment)
     loaded = artifacts.load(settings.releases_dir / str(current_id(settings.releases_dir)))
     save_lesser_releases(settings, loaded)
-    if "session_attention" not in loaded.next_tracks:
-        return "NOTHING PREDICTS LISTENING (no torch): the rules on it do nothing"
-    return "learned with self-attention"
+    attention = loaded.next_tracks.get("session_attention")
+    if isinstance(attention, SessionAttention) and attention.knows_listening:
+        return "expected listening is foretold"
+    why = "no torch" if attention is None else "it foretold unseen sessions no better than their mean"
+    return f"NOTHING FORETELLS LISTENING ({why}): the rules on it do nothing"
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
@@ -358,46 +350,6 @@ def until_left(sitting: Sitting, tracks: Sequence[Track]) -> Played:
         if track not in sitting.heard:
             sitting.hear(track)
     return counted(sitting, own)
-
-
-def report(results: Mapping[str, list[Played]], *, seed: int) -> Iterator[str]:
-    """A row of Markdown for each policy: minutes and tracks per session, the share skipped, minutes beside its base."""
-    numbers = {name: as_array(played) for name, played in results.items()}
-    count = len(next(iter(numbers.values())))
-    drawn = np.random.default_rng(seed).integers(count, size=(DRAWN_ANEW, count))
-    against = {policy.name: policy.against for policy in POLICIES}
-    yield "| policy | minutes per session | against | difference in minutes | tracks per session | skipped |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for name, mine in numbers.items():
-        base = against.get(name, GREEDY)
-        beside = numbers.get(base, mine)
-        difference = "–"
-        if name != base and base in numbers:
-            difference = _interval(minutes(mine) - minutes(beside), _of_draws(mine, drawn) - _of_draws(beside, drawn))
-        yield (
-            f"| {name} | {_interval(minutes(mine), _of_draws(mine, drawn), sign=False)} | {base} | {difference} "
-            f"| {mine[:, 2].sum() / mine[:, 0].sum():.1f} | {mine[:, 3].sum() / mine[:, 2].sum():.3f} |"
-        )
-
-
-def as_array(played: Sequence[Played]) -> NDArray[np.float64]:
-    """float64[listeners, 4]: sessions, seconds, tracks, skipped."""
-    return np.array([(each.sessions, each.seconds, each.tracks, each.skipped) for each in played], np.float64)
-
-
-def minutes(played: NDArray[np.float64]) -> float:
-    return float(played[:, 1].sum() / played[:, 0].sum() / 60)
-
-
-def _of_draws(played: NDArray[np.float64], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = played[drawn, 1].sum(axis=1) / played[drawn, 0].sum(axis=1) / 60
-    return found
-
-
-def _interval(value: float, draws: NDArray[np.float64], *, sign: bool = True) -> str:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    form = "+.2f" if sign else ".2f"
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 if __name__ == "__main__":
