@@ -43,7 +43,7 @@ ANALYZE watched
 # A page counts by what it says itself: the arm, and that it was shown in this run and while the user was watched.
 _TAKE_PAGES = """
 CREATE TEMP TABLE page ON COMMIT DROP AS
-SELECT watched.user_id, user_row, request_id, item_rows, is_after
+SELECT watched.user_id, user_row, request_id, item_rows, is_after, exposed_at, watched_to
 FROM watched JOIN impressions USING (user_id) CROSS JOIN LATERAL (
     SELECT variants ->> %(experiment)s IS NOT DISTINCT FROM variant AND shown_at >= %(started_at)s AS is_after
 ) AS told
@@ -73,6 +73,8 @@ WITH act AS (
 )
 SELECT arm::int4, extract(epoch FROM watched_to)::float8, {columns} FROM watched LEFT JOIN summed USING (user_row)
 """
+# What was shown before the exposure may be touched after it, and what was shown last after the user's window: then it
+# counts in neither.
 _OF_SLATES = """
 WITH shown AS (
     SELECT user_id, {shown} FROM page GROUP BY user_id
@@ -80,6 +82,7 @@ WITH shown AS (
     SELECT user_row, is_after, {touches}
     FROM page JOIN ({source}) AS done USING (user_row, request_id)
     WHERE {kinds} AND item_row = ANY(item_rows) AND "timestamp" >= %(earliest)s
+        AND least("timestamp", received_at) < CASE WHEN is_after THEN watched_to ELSE exposed_at END
     GROUP BY user_row, is_after, request_id, item_row
 ), summed AS (
     SELECT user_row, {sums} FROM touched GROUP BY user_row
@@ -194,9 +197,12 @@ def _statement_of_slates(metrics: Sequence[Metric], with_before: bool) -> str:
 def _user_sums(metric: Metric, with_before: bool) -> list[str]:
     """Above and below the line, after the exposure and, if asked, before it."""
     found = []
+    # Another metric may have brought in what was on screen, whose sessions are no business of this one.
+    of_session = "" if metric.kind == ON_SCREEN else f" AND kind <> '{ON_SCREEN}'"
     for when in ("is_after", "NOT is_after")[: 2 if with_before else 1]:
         own = f"FILTER (WHERE kind = '{metric.kind}' AND {when})"
         in_sessions = f"FILTER (WHERE kind = '{metric.kind}' AND session_id IS NOT NULL AND {when})"
+        sessions = f"count(DISTINCT session_id) FILTER (WHERE {when}{of_session})"
         match metric.aggregate:
             case "count":
                 found += [f"count(*) {own}", "1"]
@@ -207,9 +213,9 @@ def _user_sums(metric: Metric, with_before: bool) -> list[str]:
             case "users":
                 found += [f"least(count(*) {own}, 1)", "1"]
             case "count_per_session":
-                found += [f"count(*) {in_sessions}", f"count(DISTINCT session_id) FILTER (WHERE {when})"]
+                found += [f"count(*) {in_sessions}", sessions]
             case "sum_per_session":
-                found += [f"sum(value) {in_sessions}", f"count(DISTINCT session_id) FILTER (WHERE {when})"]
+                found += [f"sum(value) {in_sessions}", sessions]
     return found
 
 

@@ -206,6 +206,20 @@ def test_per_session_all_sessions_count_those_without_such_an_event_too(db: Conn
     assert (skips.numerator, skips.denominator) == (np.array([1.0]), np.array([2.0]))
 
 
+def test_a_metric_does_not_depend_on_those_beside_it(db: Connection, experiment: Experiment) -> None:
+    rows = add_users(db, ["ann"])
+    expose(db, "ann", variant=CONTROL)
+    for when in (EXPOSED + HOUR, EXPOSED - HOUR):
+        act(db, rows["ann"], "listen", when, value=1.5, session=f"listened {when}")
+        act(db, rows["ann"], "impression", when, session=f"only looked {when}")
+    names = ["listen:count_per_session", "listening_time_per_session", "impression:count_per_session"]
+    together = outcomes_of(db, scope_of(experiment), [metric_of(name) for name in names])
+
+    for name, sessions in zip(names, (1, 1, 2), strict=True):
+        for found in (together[name][0], read(db, scope_of(experiment), name)[0]):
+            assert (found.denominator, found.before_denominator) == (np.array([sessions]), np.array([sessions]))
+
+
 def test_what_was_on_screen_can_be_counted(db: Connection, experiment: Experiment) -> None:
     rows = add_users(db, ["ann"])
     expose(db, "ann", variant=CONTROL)
@@ -225,8 +239,9 @@ def test_a_rate_is_of_the_items_on_the_experiments_pages(db: Connection, experim
     show(db, "ann", "elsewhere", EXPOSED + HOUR, variants={"other": TREATMENT})
     show(db, "ann", "before", EXPOSED - HOUR, items=(4, 5))
     show(db, "ann", "before elsewhere", EXPOSED - HOUR, items=(4, 5), surface="sidebar")
-    for item, request in ((1, "p1"), (1, "p2"), (9, "p1"), (2, "elsewhere"), (3, None), (4, "before"), (2, "made up")):
+    for item, request in ((1, "p1"), (1, "p2"), (9, "p1"), (2, "elsewhere"), (3, None), (2, "made up")):
         act(db, rows["ann"], "click", EXPOSED + 2 * HOUR, item=item, request=request)
+    act(db, rows["ann"], "click", EXPOSED - timedelta(minutes=30), item=4, request="before")
     act(db, rows["ann"], "click", EXPOSED + 3 * HOUR, item=1, request="p1")
     act(db, rows["ann"], "like", EXPOSED + 3 * HOUR, item=2, request="p1")
     act(db, rows["ann"], "view", START - DAY)
@@ -274,6 +289,34 @@ def test_pages_of_an_earlier_run_are_of_the_past(db: Connection, experiment: Exp
     clicks, _ = read(db, scope_of(experiment), "ctr")
 
     assert (clicks.denominator, clicks.before_denominator) == (np.array([0.0]), np.array([3.0]))
+
+
+def test_what_is_touched_after_the_exposure_is_not_of_before_whenever_it_was_shown(
+    db: Connection, experiment: Experiment
+) -> None:
+    rows = add_users(db, ["ann"])
+    expose(db, "ann", variant=CONTROL)
+    show(db, "ann", "earlier", EXPOSED - HOUR)
+    act(db, rows["ann"], "click", EXPOSED - HOUR, item=1, request="earlier")
+    act(db, rows["ann"], "click", EXPOSED, item=2, request="earlier")
+    ahead = {"at": EXPOSED + timedelta(minutes=4), "received_at": EXPOSED - timedelta(minutes=1)}
+    act(db, rows["ann"], "click", item=3, request="earlier", **ahead)
+    clicks, _ = read(db, scope_of(experiment), "ctr")
+
+    assert (clicks.numerator, clicks.denominator) == (np.array([0.0]), np.array([0.0]))
+    assert (clicks.before_numerator, clicks.before_denominator) == (np.array([2.0]), np.array([3.0]))
+
+
+def test_a_rate_is_final_when_the_window_is_over_or_the_experiment(db: Connection, experiment: Experiment) -> None:
+    rows = add_users(db, ["ann"])
+    expose(db, "ann", variant=CONTROL)
+    show(db, "ann", "p1", EXPOSED + HOUR, variants={"feed": CONTROL})
+    for item, at in ((1, EXPOSED + 2 * HOUR), (2, EXPOSED + DAY), (3, NOW)):
+        act(db, rows["ann"], "click", at, item=item, request="p1")
+    [window, _], [whole, _] = (read(db, scope_of(experiment, window=length), "ctr") for length in (DAY, None))
+
+    assert (window.numerator, window.denominator) == (np.array([1.0]), np.array([3.0]))
+    assert (whole.numerator, whole.denominator) == (np.array([2.0]), np.array([3.0]))
 
 
 def test_a_holdout_is_compared_on_every_surface(db: Connection) -> None:
