@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 BUCKETS = 10_000
@@ -155,6 +156,9 @@ def _utf16(text: str) -> Iterator[int]:
 
 
 def _ranges(weights: tuple[float, ...], coverage: float) -> tuple[tuple[float, float], ...]:
-    """Each variant's buckets begin where they begin at full coverage: that is why nobody moves as it grows."""
-    starts = [sum(weights[:variant]) for variant in range(len(weights))]
-    return tuple((start, start + coverage * weight) for start, weight in zip(starts, weights, strict=True))
+    """Each variant's buckets begin where they begin at full coverage: that is why nobody moves as it grows.
+
+    Added up one by one, as GrowthBook does: `sum` rounds otherwise from Python 3.12 on.
+    """
+    starts = accumulate(weights, initial=0.0)
+    return tuple((start, start + coverage * weight) for start, weight in zip(starts, weights, strict=False))

@@ -1,6 +1,7 @@
 """The pages whose order was drawn, read from Postgres with what people did on them, in batches of arrays.
 
-First pages only: whether somebody asks for a second depends on what was on the first.
+First pages of slates only: whether somebody asks for a second depends on what was on the first. What a listening
+session is given is drawn in another way.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Pages:
 
 
 _SELECTED = """
-    impressions.first_position = 1 AND jsonb_array_length(impressions.exploration->'draw'->'candidates') > 0
+    impressions.first_position = 1 AND impressions.exploration->'draw'->>'policy' = 'plackett_luce'
+    AND jsonb_array_length(impressions.exploration->'draw'->'candidates') > 0
     AND impressions.shown_at >= :since AND impressions.shown_at < :until
     AND (CAST(:surface AS text) IS NULL OR impressions.surface = :surface)
     AND (CAST(:route AS text) IS NULL OR impressions.route = :route)
@@ -118,7 +120,6 @@ def _parameters(selection: Selection) -> dict[str, Any]:
 
 def _as_arrays(rows: Sequence[Row[Any]], earned: dict[str, set[int]], places: int) -> Pages:
     draws = [orjson.loads(row.draw) for row in rows]
-    _refuse_other_policies(rows, draws)
     widest = max(len(draw["candidates"]) for draw in draws)
     pages = Pages(
         request_ids=[row.request_id for row in rows],
@@ -151,9 +152,3 @@ def _among(index: dict[int, int], item: int, request_id: str) -> int:
     if item not in index:
         raise WrongLog(f"the page {request_id} shows the item of row {item}, which its draw did not have")
     return index[item]
-
-
-def _refuse_other_policies(rows: Sequence[Row[Any]], draws: Sequence[dict[str, Any]]) -> None:
-    for row, draw in zip(rows, draws, strict=True):
-        if draw["policy"] != "plackett_luce":
-            raise WrongLog(f"the page {row.request_id} was drawn by {draw['policy']!r}, which is not known here")

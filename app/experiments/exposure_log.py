@@ -88,14 +88,17 @@ class ExposureLog:
     ) -> asyncio.Future[None] | None:
         """Notes what is new of these; what `known_everywhere` waits for, None where there is nothing to wait for.
 
-        marks: of this request; `forced` is added where it holds. fixed: runs of which the user's past tells already.
+        marks: of this request; `forced` is added where it holds of one: that variant is part of what the others are
+            compared by. fixed: runs of which the user's past tells already.
         deletions: their version; after each, users may be others under the same id.
         """
         known = self._known.of(user_id, deletions)
+        if any(each.is_forced for each in mine):
+            marks = (*marks, "forced")
         news: list[Exposure] = []
         for each in mine:
             identity = (each.experiment.key, each.experiment.run, each.variant.name)
-            marked = frozenset((*marks, "forced") if each.is_forced else marks)
+            marked = frozenset(marks)
             before = known.get(identity)
             if before is not None and marked <= before:
                 continue

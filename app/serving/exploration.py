@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from app.serving.slate import Shown
 
 POLICY = "plackett_luce"
+"""Of slates of `/recommend`. Other draws have other names, so that nobody takes their probabilities for these."""
 
 Floats = NDArray[np.float64]
 
@@ -70,17 +71,19 @@ class Draw:
     candidates: in the order without exploration, with the scores that made it
     logits:     of the candidates, in their order
     ranking:    the candidates as drawn, each with its propensity given those above it
+    policy:     what made the logits
     """
 
     temperature: float
     candidates: tuple[Shown, ...]
     logits: tuple[float, ...]
     ranking: tuple[Shown, ...]
+    policy: str = POLICY
 
     def record(self) -> dict[str, Any]:
         """For off-policy estimation, as JSON; candidates by row."""
         return {
-            "policy": POLICY,
+            "policy": self.policy,
             "temperature": self.temperature,
             "candidates": [shown.row for shown in self.candidates],
             "logits": list(self.logits),

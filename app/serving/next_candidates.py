@@ -34,6 +34,8 @@ SLACK = 40
 """Tracks beyond those asked for: as many calls of one session at the same time find something of their own."""
 SKIPS = 10
 """The latest skipped tracks, whose neighbours are held back."""
+POLICY = "expected_listening"
+"""Of a session's draw: the softmax of how long each candidate will probably be listened to."""
 AGAIN = "repeat"
 """The source of a track that is given again, for nothing else is left."""
 ARTIST = "artist_popularity"
@@ -315,7 +317,7 @@ def _draw(rows: Rows, codes: NDArray[np.uint8], placed: Ordered, names: Sequence
         for row, logit, code in zip(rows[:k].tolist(), placed.logits.tolist(), codes[:k].tolist(), strict=True)
     )
     ranking = tuple(shown[place] for place in placed.order[:k].tolist())
-    return Draw(rules.temperature, shown, tuple(placed.logits.tolist()), ranking)
+    return Draw(rules.temperature, shown, tuple(placed.logits.tolist()), ranking, POLICY)
 
 
 def _with_pins(tracks: NDArray[np.void], pins: dict[int, int], first: int, name: int) -> NDArray[np.void]:

@@ -107,6 +107,13 @@ def test_so_does_the_whole_of_its_sdk(number: int, user_ids: list[str]) -> None:
         assert allocation.variant_of(user_id) == judged(number, allocation, user_id), user_id
 
 
+@pytest.mark.parametrize(("weights", "coverage"), [((0.1,) * 10, 1.0), ((0.1, 0.2, 0.3, 0.4), 0.5)])
+def test_buckets_at_the_edges_are_growthbooks_to_the_last_bit(weights: tuple[float, ...], coverage: float) -> None:
+    """Where an edge is a sum that rounds: `sum` rounds it in another way from Python 3.12 on."""
+    ranges = Allocation("seed", weights, coverage)._ranges
+    assert list(ranges) == core.getBucketRanges(len(weights), coverage, list(weights))
+
+
 def test_variants_get_their_shares(user_ids: list[str]) -> None:
     for allocation in DEFINED:
         whole = replace(allocation, coverage=1.0, namespace=None, forced={})

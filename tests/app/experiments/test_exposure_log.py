@@ -77,11 +77,19 @@ def open_log(engine: Engine, cache: redis.Redis, tmp_path: Path) -> Iterator[Ope
 def test_a_user_is_noted_once_for_each_experiment_and_marks_add_up(engine: Engine, open_log: Open) -> None:
     log = open_log()
     for _ in range(3):
-        note(log, mine("x"), mine("y", 1, is_forced=True))
+        note(log, mine("x"), mine("y", 1))
     note(log, mine("x"), marks=("bot",), request_id="r2")
     log.close()
-    assert rows(engine) == [("x", "ann", "control", ["bot"]), ("y", "ann", "treatment", ["forced"])]
+    assert rows(engine) == [("x", "ann", "control", ["bot"]), ("y", "ann", "treatment", [])]
     assert rows(engine, "experiment, request_id") == [("x", "r1"), ("y", "r1")]
+
+
+def test_who_is_forced_into_one_variant_is_marked_in_all(engine: Engine, open_log: Open) -> None:
+    """What a tester is served in the one is no part of what the other compares."""
+    log = open_log()
+    note(log, mine("x"), mine("y", 1, is_forced=True))
+    log.close()
+    assert rows(engine, "experiment, marks") == [("x", ["forced"]), ("y", ["forced"])]
 
 
 def test_the_first_exposure_counts_whichever_worker_writes_first(engine: Engine, open_log: Open) -> None:
