@@ -109,9 +109,11 @@ def main() -> None:
     options.add_argument("--history", type=int, default=8, help="sessions that each has had before")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--policies", nargs="*", help="only these")
-    options.add_argument("--markdown", type=Path)
+    options.add_argument("--markdown", type=Path, help="also write the table here, after each policy")
     asked = options.parse_args()
     wanted = asked.policies or (QUICK if asked.quick else [policy.name for policy in POLICIES])
+    if unknown := set(wanted) - {policy.name for policy in POLICIES}:
+        options.error(f"no such policy: {', '.join(sorted(unknown))}")
     listeners = asked.listeners or (40 if asked.quick else 120)
     others = asked.others if asked.others is not None else (200 if asked.quick else 800)
     past, world = pasts(World.made(listeners + others, seed=asked.seed), listeners)
@@ -136,10 +138,10 @@ def main() -> None:
             with copied(base) as environment:
                 results[policy.name] = played_by(environment, policy, world, asked.sessions)
             print(f"{time.monotonic() - began:4.0f} s  {policy.name}", flush=True)
-    table = "\n".join(report(results, {policy.name: policy.against for policy in POLICIES}, seed=asked.seed))
+            table = "\n".join(report(results, {each.name: each.against for each in POLICIES}, seed=asked.seed))
+            if asked.markdown:
+                asked.markdown.write_text(table + "\n", "utf-8")
     print(table)
-    if asked.markdown:
-        asked.markdown.write_text(table + "\n", "utf-8")
 
 
 def pasts(everybody: World, played: int) -> tuple[World, World]:
