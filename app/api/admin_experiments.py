@@ -92,9 +92,11 @@ class ExperimentBody(Strict):
         default={}, max_length=1000, description="variant by user id, whatever the hash says; left out of results"
     )
     route: Literal["new", "few", "established", "listening"] | None = Field(
-        default=None, description="only users who had this route when first exposed; null: all"
+        default=None, description="only users who had this route when first exposed; null: all; `listening` is refused"
     )
-    surface: Name = Field(default="feed", description="where the slates are shown; not looked at for a holdout")
+    surface: Name = Field(
+        default="feed", description="where the slates are shown; not looked at for a holdout; `player` is refused"
+    )
 
 
 class CoverageBody(Strict):

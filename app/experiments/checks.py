@@ -8,6 +8,9 @@ from app.errors import FieldError
 from app.experiments.definitions import Experiment, Variant
 from app.experiments.parameters import PARAMETERS
 
+OF_PLAYERS = {"route": "listening", "surface": "player"}
+"""What a page of POST /recommend/next says of itself. It takes part in no experiment: see app/serving/next_track.py."""
+
 WEIGHTS_OFF_BY = 1e-6
 """So far the weights' sum may be from 1: three thirds in decimal are. GrowthBook's SDKs let pass a hundredth."""
 
@@ -17,6 +20,7 @@ def flaws(experiment: Experiment, recommenders: Collection[str]) -> list[FieldEr
     return [
         *_flaws_of_weights(experiment.variants),
         *_flaws_of_names(experiment),
+        *_flaws_of_players(experiment),
         *(flaw for number, variant in enumerate(experiment.variants) for flaw in _flaws_of(variant, number)),
         *strangers(experiment, recommenders),
         *(_flaws_of_a_holdout(experiment) if experiment.holdout else ()),
@@ -42,9 +46,15 @@ def conflicts(experiment: Experiment, others: Iterable[Experiment]) -> list[Fiel
     Two that set the same thing on one surface would overwrite each other, unless no user can be in both: that needs
     ranges of one namespace that do not overlap. Routes don't keep them apart, for a user who was exposed stays in when
     the route becomes another.
+
+    Holdouts run one at a time: who is held out is in nothing else, so a second one would take its control group from
+    the first one's compared users alone, whose sample ratio would be off for good.
     """
     found: list[FieldError] = []
     for other in others:
+        if experiment.holdout and other.holdout:
+            said = f"is kept by {other.key!r} already, and whom it holds out no other can have: stop it first"
+            found.append(FieldError(("body", "holdout"), said))
         mine, theirs = experiment.namespace, other.namespace
         if mine is not None and theirs is not None and mine.name == theirs.name:
             if max(mine.start, theirs.start) < min(mine.end, theirs.end):
@@ -100,6 +110,13 @@ def _flaws_of_names(experiment: Experiment) -> Iterator[FieldError]:
     for user_id, name in experiment.forced.items():
         if name not in first:
             yield FieldError(("body", "forced", user_id), f"there is no variant {name!r}")
+
+
+def _flaws_of_players(experiment: Experiment) -> Iterator[FieldError]:
+    for name, value in OF_PLAYERS.items():
+        if getattr(experiment, name) == value:
+            said = f"{value!r} is POST /recommend/next, which takes part in no experiment: nobody would be in it"
+            yield FieldError(("body", name), said)
 
 
 def _flaws_of(variant: Variant, number: int) -> Iterator[FieldError]:

@@ -39,10 +39,11 @@ class Experiment:
     """One run of an experiment; `variants[0]` is the control.
 
     coverage: share of users (of the namespace's range, where there is one) who are in it, 0–1
-    holdout:  its control group is in no other experiment, and is served by `defaults` on every surface and route
+    holdout:  its control group is in no other experiment, and the slates of GET /recommend are made by `defaults`
+              on every surface and route; POST /recommend/next takes part in no experiment and keeps no holdout
     data:     whether the arms share counters and training data, which says what the result is an estimate of
     forced:   name of a variant by user id, whatever the hash says
-    route:    only users of this route are in it; None: of every route
+    route:    only users of this route are in it (`new`, `few`, `established`); None: of every route
     defaults: what was served when a holdout started: `chains` by route, `parameters` by name
     """
 

@@ -128,6 +128,8 @@ HALVES = [{"name": "control", "weight": 0.5}, {"name": "other", "weight": 0.5}]
         ({"namespace": {"name": "feed", "range": [0.5, 0.5]}}, ["namespace", "range"]),
         ({"namespace": {"name": "feed", "range": [0.5, 1.5]}}, ["namespace", "range", 1]),
         ({"route": "degraded"}, ["route"]),
+        ({"route": "listening"}, ["route"]),
+        ({"surface": "player"}, ["surface"]),
         ({"data": "mixed"}, ["data"]),
         ({"key": "a b"}, ["key"]),
         ({"hypothesis": "more likes"}, ["hypothesis"]),
@@ -212,6 +214,14 @@ def test_a_holdout_keeps_what_was_served_when_it_began_and_does_not_grow(a: Serv
     assert started["defaults"]["parameters"] == {"diversity": 0.0}
     assert started["defaults"]["chains"]["new"][0] == "live_counts"
     assert refused(a, defined["key"], "coverage", coverage=0.1) == [["coverage"]]
+
+
+def test_a_second_holdout_is_refused_while_one_runs(a: Service, define: Define) -> None:
+    first, second = (define(holdout=True, variants=HALVES, coverage=0.0) for _ in range(2))
+    act(a, first["key"], "start")
+    assert refused(a, second["key"]) == [["holdout"]]
+    act(a, first["key"], "stop")
+    act(a, second["key"], "start")
 
 
 def test_an_experiment_that_does_not_exist_is_404_and_others_may_not_ask(a: Service) -> None:
