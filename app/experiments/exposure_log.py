@@ -232,7 +232,9 @@ class ExposureLog:
             if is_over:
                 with self._lock:
                     self._losses += found.losses
-                is_over = self._stored([], [])
+                if not (is_over := self._stored([], [])):
+                    with self._lock:
+                        self._losses -= found.losses  # they stay in that file
             file.close(delete=is_over)
             if not is_over:
                 return
