@@ -183,7 +183,9 @@ class ResultsQuery(BaseModel):
     )
     cuped: bool = Field(default=True, description="adjust by what users did before their first exposure")
     correction: Correction = Field(default="holm", description="of the p-values, over this answer's comparisons")
-    run: int | None = Field(default=None, ge=1, le=2**31 - 1, description="which run; default: the latest")
+    run: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="which run; default: the latest that was started"
+    )
     include: list[Literal["forced", "bot", "explored"]] = Field(
         default=[], max_length=3, description="repeatable: analyse these users all the same"
     )
@@ -211,7 +213,8 @@ class ResultsQuery(BaseModel):
 def get_results(resources: ResourcesDep, key: Key, query: Annotated[ResultsQuery, Query()]) -> Response:
     """Read `trustworthy` and `problems` first.
 
-    409 for a draft, and where more than 0.1 % of the exposures were lost: then no figure could be believed.
+    409 for what was never started, and where more than 0.1 % of the exposures were lost: then no figure could be
+    believed. 503 where two results are being worked out already, or this one takes more than a minute.
     """
     found = results_of(resources.engine, query.ask(key), impressions_days=resources.settings.impressions_days)
     return json_answer(found)
@@ -245,10 +248,10 @@ class PlotQuery(ResultsQuery):
 )
 def get_plot(resources: ResourcesDep, key: Key, query: Annotated[PlotQuery, Query()]) -> Response:
     """A result that can't be trusted says so in red above the picture. 409 as for the result."""
+    days = resources.settings.impressions_days
     if query.kind == "lift":
-        picture = course_plot(course_of(resources.engine, query.ask(key)), query.format)
+        picture = course_plot(course_of(resources.engine, query.ask(key), impressions_days=days), query.format)
     else:
-        days = resources.settings.impressions_days
         picture = intervals_plot(results_of(resources.engine, query.ask(key), impressions_days=days), query.format)
     return Response(picture, media_type=MEDIA_TYPES[query.format])
 

@@ -10,10 +10,9 @@ import numpy as np
 from sqlalchemy import Engine, text
 
 from app.errors import Invalid
-from app.experiments.definitions import find
 from app.experiments.outcomes import Settled, settled_outcomes
 from app.experiments.population import Scope, lost_exposures, population_of
-from app.experiments.results import Ask, reading, scope_of
+from app.experiments.results import Ask, asked_for, kept_from, one_of_few, reading, scope_of
 from app.experiments.soundness import losses_of, problems, sample_ratios
 from app.experiments.statistics import Comparison, NoComparison, Outcomes, compare
 
@@ -48,9 +47,11 @@ class Course:
     variants: Mapping[str, tuple[Point, ...]]
 
 
-def course_of(engine: Engine, ask: Ask) -> Course:
+@one_of_few()
+def course_of(engine: Engine, ask: Ask, *, impressions_days: int = 0) -> Course:
     """Of the first metric that is asked for. Raises Invalid without a window, and what `results_of` raises.
 
+    impressions_days: as for `results_of`
     With a window a user's figure is final when it is over, so that the users of an early day have the same figures on a
     later one: one scan tells of all days, and intervals that hold at every look exist.
     """
@@ -60,10 +61,11 @@ def course_of(engine: Engine, ask: Ask) -> Course:
     metric = ask.metrics[0]
     with reading(engine) as db:
         now: datetime = db.execute(text("select now()")).scalar_one()
-        experiment = find(db, ask.key, ask.run)
+        experiment = asked_for(db, ask)
         scope = scope_of(experiment, ask, now=now)
         population = population_of(db, scope)
         losses_of(lost_exposures(db, experiment), population, experiment)
+        kept = kept_from(db, now, impressions_days)
         control, *others = settled_outcomes(db, scope, metric, with_before=ask.cuped)
     ratios = sample_ratios(population, experiment)
     names = [variant.name for variant in experiment.variants[1:]]
@@ -73,7 +75,7 @@ def course_of(engine: Engine, ask: Ask) -> Course:
         control=experiment.control.name,
         window=ask.window,
         alpha=ask.alpha,
-        problems=tuple(problems(ratios, population, (), {}, scope)),
+        problems=tuple(problems(ratios, population, [metric], kept, scope)),
         variants={name: tuple(_points(control, of, scope, ask)) for name, of in zip(names, others, strict=True)},
     )
 

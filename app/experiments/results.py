@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from psycopg2 import errors
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from app.errors import Conflict, Unavailable
@@ -37,12 +39,17 @@ from app.experiments.statistics import (
     minimum_detectable_effect,
 )
 from app.storage.patience import be_patient
-from app.storage.tables import retention_floors
+from app.storage.tables import experiments, retention_floors
 
-STATEMENT_SECONDS = 60
-"""So long Postgres may add up for one result; then it is given up."""
+LONGEST_SECONDS = 60
+"""So long Postgres may add up for one result, all its statements together; then it is given up."""
+MOST_AT_ONCE = 2
+"""Results that one process works on: each reads everything that users did, beside the requests of users."""
+_RETRY_SECONDS = 10
 _LEAST_DAYS = 1 / 24
 """An experiment that has just begun tells no rate of users."""
+
+_turns = threading.BoundedSemaphore(MOST_AT_ONCE)
 
 Correction = Literal["holm", "benjamini_hochberg", "none"]
 
@@ -51,7 +58,7 @@ Correction = Literal["holm", "benjamini_hochberg", "none"]
 class Ask:
     """What a result is asked for.
 
-    run:        None: the latest
+    run:        None: the latest that was started
     alpha:      of two-sided tests and intervals
     window:     how long after the first exposure a user is watched; None: to the end of the experiment, or now
     winsor:     quantile at which the largest values are cut; None cuts nothing
@@ -146,12 +153,25 @@ class Read(NamedTuple):
     outcomes: Mapping[str, list[Outcomes]]
 
 
+@contextmanager
+def one_of_few() -> Iterator[None]:
+    """Around all that a result takes. Raises Unavailable where as many as may be are under way."""
+    if not _turns.acquire(blocking=False):
+        words = f"{MOST_AT_ONCE} results are being worked out by this process; ask again when they are done"
+        raise Unavailable(words, retry_after=_RETRY_SECONDS)
+    try:
+        yield
+    finally:
+        _turns.release()
+
+
+@one_of_few()
 def results_of(engine: Engine, ask: Ask, *, impressions_days: int = 0) -> Results:
     """Takes seconds where there are millions of events: not for the event loop.
 
     impressions_days: how long shown pages are kept, and exposures after the end, as in the settings
     Raises NotFound, Conflict for an experiment that has not begun or has lost too many exposures, and Unavailable
-    where it takes Postgres too long.
+    where it takes Postgres too long, or others are asked for already.
     """
     with reading(engine) as db:
         read = _read(db, ask, impressions_days)
@@ -160,18 +180,41 @@ def results_of(engine: Engine, ask: Ask, *, impressions_days: int = 0) -> Result
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A connection whose snapshot does not move, with an end to what its statements may take."""
+    """A connection of its own whose snapshot does not move, with an end to what its statements may take together."""
     snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     try:
-        with snapshot.begin() as db:
+        with snapshot.connect() as db:
+            # Or the next request would have a connection that waits for ever.
+            db.detach()
             be_patient(db)
-            db.execute(text(f"set local statement_timeout = {STATEMENT_SECONDS * 1000}"))
-            yield db
+            _give_up_at(db, time.monotonic() + LONGEST_SECONDS)
+            with db.begin():
+                yield db
     except (OperationalError, errors.QueryCanceled) as error:
         if isinstance(getattr(error, "orig", error), errors.QueryCanceled):
-            words = f"the result took longer than {STATEMENT_SECONDS} s; ask for fewer metrics or a shorter window"
+            words = f"the result took longer than {LONGEST_SECONDS} s; ask for fewer metrics or a shorter window"
             raise Unavailable(words) from error
         raise
+
+
+def _give_up_at(db: Connection, deadline: float) -> None:
+    """Lets each statement take what those before it left. deadline: monotonic seconds."""
+
+    @event.listens_for(db, "before_cursor_execute")
+    def leave_the_rest(_db: Connection, cursor: Any, *_statement: object) -> None:
+        left = max(1, round((deadline - time.monotonic()) * 1000))  # 0 would be no end at all
+        cursor.execute(f"set local statement_timeout = {left}")
+
+
+def asked_for(db: Connection, ask: Ask) -> Experiment:
+    """The run that was asked for, else the latest that was started: a draft of the next one hides nothing.
+
+    Raises NotFound.
+    """
+    latest = select(func.max(experiments.c.run)).where(
+        experiments.c.key == ask.key, experiments.c.started_at.isnot(None)
+    )
+    return find(db, ask.key, ask.run or db.execute(latest).scalar_one())
 
 
 def scope_of(experiment: Experiment, ask: Ask, *, now: datetime) -> Scope:
@@ -183,21 +226,21 @@ def scope_of(experiment: Experiment, ask: Ask, *, now: datetime) -> Scope:
 
 def _read(db: Connection, ask: Ask, impressions_days: int) -> Read:
     now: datetime = db.execute(text("select now()")).scalar_one()
-    experiment = find(db, ask.key, ask.run)
+    experiment = asked_for(db, ask)
     scope = scope_of(experiment, ask, now=now)
     population = population_of(db, scope)
     # Refused before anything is added up.
     losses = losses_of(lost_exposures(db, experiment), population, experiment)
-    kept_from = _kept_from(db, now, impressions_days)
+    kept = kept_from(db, now, impressions_days)
     outcomes = outcomes_of(db, scope, ask.metrics, with_before=ask.cuped)
-    return Read(scope, population, losses, kept_from, outcomes)
+    return Read(scope, population, losses, kept, outcomes)
 
 
-def _kept_from(db: Connection, now: datetime, impressions_days: int) -> dict[str, datetime]:
+def kept_from(db: Connection, now: datetime, impressions_days: int) -> dict[str, datetime]:
     """From when on there is everything, by what it is; absent for what was never pruned."""
     words = {"events": "events", "on_screen": "events of what was on screen"}
     floors = db.execute(select(retention_floors.c.what, retention_floors.c.kept_from))
-    kept = {words[what]: kept_from for what, kept_from in floors}
+    kept = {words[what]: since for what, since in floors}
     if impressions_days:
         kept["shown pages"] = kept["exposures"] = now - timedelta(days=impressions_days)
     return kept

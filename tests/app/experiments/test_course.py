@@ -85,6 +85,17 @@ def test_a_course_says_what_is_wrong_and_refuses_what_a_result_refuses(four_days
         course(four_days, "12h")
 
 
+def test_a_course_says_what_was_pruned_as_the_result_does(four_days: Engine) -> None:
+    with four_days.begin() as db:
+        db.exec_driver_sql("INSERT INTO retention_floors (what, kept_from) VALUES ('events', '2026-03-03')")
+    ask = ResultsQuery(metric=["ctr"], window="12h").ask("feed")
+    found = course_of(four_days, ask, impressions_days=30).problems
+
+    assert found == results_of(four_days, ask, impressions_days=30).problems
+    for words in ("exposures are pruned by now", "events from before 2026-03-03", "shown pages from before"):
+        assert [problem for problem in found if words in problem]
+
+
 def test_a_long_experiment_is_looked_at_on_every_so_many_th_day() -> None:
     year = looks(Scope(EXPERIMENT, START + HOUR, START + 365 * DAY + 2 * HOUR))
     day = looks(Scope(EXPERIMENT, START + HOUR, START + 2 * HOUR))
