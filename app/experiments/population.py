@@ -64,6 +64,7 @@ class Population:
 
     in_arms:  by variant, all in one arm only and not left out; what the sample ratio is of
     waiting:  by variant, those of them whose window is not over: they are not in the figures
+    last:     by variant, the latest first exposure of those who wait; absent where nobody does
     by:       for `day` (UTC, of the first exposure), `route` and `worker`: by value, the users by variant
     left_out: users by reason: `two_variants`, and of MARKS the first that holds
     """
@@ -72,6 +73,7 @@ class Population:
     waiting: Mapping[str, int]
     by: Mapping[str, Mapping[str, Mapping[str, int]]]
     left_out: Mapping[str, int]
+    last: Mapping[str, datetime]
 
     @property
     def users(self) -> int:
@@ -90,9 +92,9 @@ ELIGIBLE = """
 """The users who are in the figures; exposed in one variant, they have one row, of which `min` takes what is there."""
 
 _COUNTED = """
-    SELECT variant, day, route, worker, reason, count(*) AS users FROM (
+    SELECT variant, day, route, worker, reason, count(*) AS users, max(exposed_at) AS last FROM (
         SELECT min(variant) AS variant, (min(exposed_at) AT TIME ZONE 'UTC')::date AS day, min(route) AS route,
-            min(worker) AS worker,
+            min(worker) AS worker, min(exposed_at) AS exposed_at,
             CASE WHEN count(*) > 1 THEN 'two_variants'
                 WHEN min(marks) && %(left_out)s::text[] THEN
                     (SELECT mark FROM unnest(%(left_out)s::text[]) WITH ORDINALITY AS each (mark, number)
@@ -109,13 +111,16 @@ def population_of(db: Connection, scope: Scope) -> Population:
     """Counts the exposures of the run; users who were erased have none any more."""
     names = [variant.name for variant in scope.experiment.variants]
     in_arms, waiting, left_out = Counter[str](), Counter[str](), Counter[str]()
+    last: dict[str, datetime] = {}
     by: dict[str, dict[str, Counter[str]]] = {"day": {}, "route": {}, "worker": {}}
     for found in db.exec_driver_sql(_COUNTED, scope.parameters()):
         if found.reason not in ("", WAITING):
             left_out[found.reason] += found.users
             continue
         in_arms[found.variant] += found.users
-        waiting[found.variant] += found.users if found.reason == WAITING else 0
+        if found.reason == WAITING:
+            waiting[found.variant] += found.users
+            last[found.variant] = max(found.last, last.get(found.variant, found.last))
         for what, value in (("day", found.day), ("route", found.route), ("worker", found.worker)):
             by[what].setdefault(_text(value), Counter())[found.variant] += found.users
     return Population(
@@ -123,6 +128,7 @@ def population_of(db: Connection, scope: Scope) -> Population:
         waiting={name: waiting[name] for name in names},
         by={what: _ordered(what, found, names) for what, found in by.items()},
         left_out={reason: left_out[reason] for reason in (TWO_VARIANTS, *scope.parameters()["left_out"])},
+        last=last,
     )
 
 

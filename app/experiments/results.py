@@ -33,6 +33,7 @@ from app.experiments.statistics import (
     Comparison,
     NoComparison,
     Outcomes,
+    Waiting,
     adjusted,
     compare,
     days_left,
@@ -334,9 +335,22 @@ def _planned(found: Comparison, variant: str, read: Read, ask: Ask) -> tuple[flo
     if scope.experiment.stopped_at is not None or not found.mean_control:
         return least, None
     days = max((scope.until - scope.started_at) / timedelta(days=1), _LEAST_DAYS)
-    users_per_day = sum(read.population.in_arms[name] for name in (scope.experiment.control.name, variant)) / days
+    both = scope.experiment.control.name, variant
+    users_per_day = sum(read.population.in_arms[name] for name in both) / days
     effect = abs(ask.effect * found.mean_control)
-    return least, days_left(found, effect, users_per_day, alpha=ask.alpha, power=ask.power)
+    if not effect:  # so small a mean that a share of it is rounded to nothing
+        return least, None
+    waiting = _waiting(both, read)
+    return least, days_left(found, effect, users_per_day, alpha=ask.alpha, power=ask.power, waiting=waiting)
+
+
+def _waiting(variants: Sequence[str], read: Read) -> Waiting:
+    """Those who will be in the figures without anybody new."""
+    scope, population = read.scope, read.population
+    day, window = timedelta(days=1), scope.window or timedelta()
+    left = [(population.last[name] + window - scope.until) / day for name in variants if name in population.last]
+    users = sum(population.waiting[name] for name in variants)
+    return Waiting(users, max(left, default=0.0), window / day)
 
 
 def _corrected(measured: Sequence[MetricResult], correction: Correction) -> tuple[MetricResult, ...]:

@@ -3,7 +3,7 @@
 from app.experiments.statistics.comparison import Comparison, compare
 from app.experiments.statistics.multiple import adjusted
 from app.experiments.statistics.outcomes import NoComparison, Outcomes
-from app.experiments.statistics.power import days_left, minimum_detectable_effect, users_needed
+from app.experiments.statistics.power import Waiting, days_left, minimum_detectable_effect, users_needed
 from app.experiments.statistics.sample_ratio import SampleRatio, StratifiedSampleRatio, sample_ratio, sample_ratio_by
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Outcomes",
     "SampleRatio",
     "StratifiedSampleRatio",
+    "Waiting",
     "adjusted",
     "compare",
     "days_left",

@@ -51,8 +51,12 @@ class Estimate:
     @property
     def degrees_of_freedom(self) -> float:
         """Welch and Satterthwaite's."""
-        parts = [variance**2 / (users - 1) for variance, users in zip(self.variances, self.users, strict=True)]
-        return float(sum(self.variances) ** 2 / sum(parts))
+        # Of shares, for the square of a small variance may be 0.
+        total = sum(self.variances)
+        shares = [
+            (variance / total) ** 2 / (users - 1) for variance, users in zip(self.variances, self.users, strict=True)
+        ]
+        return float(1.0 / sum(shares))
 
 
 def estimated(control: Outcomes, variant: Outcomes, *, cuped: bool) -> Estimate:

@@ -7,6 +7,7 @@ for one look at the end; an interval that holds at every look takes about twice 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from scipy.special import ndtri
 
@@ -14,34 +15,61 @@ from app.experiments.statistics.comparison import Comparison
 from app.experiments.statistics.outcomes import NoComparison
 
 
+class Waiting(NamedTuple):
+    """Users who have come and are in no figure yet, for their window is not over.
+
+    users: of both variants together; days: until the last of their windows is over; window_days: how long one is
+    """
+
+    users: int
+    days: float
+    window_days: float
+
+
 def minimum_detectable_effect(comparison: Comparison, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """The difference, in the metric's own unit, that as many users find with this power. Raises NoComparison."""
     return _standard_errors(alpha, power) * _error(comparison)
 
 
-def users_needed(comparison: Comparison, effect: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
+def users_needed(comparison: Comparison, effect: float, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
     """Users of both variants together, split as they are now, to find a difference of `effect`.
 
+    None where they are more than a number can say, for an effect next to nothing.
     A user is taken to vary as much as those so far do; where totals still grow, users vary more later on.
     """
     if effect == 0.0 or not math.isfinite(effect):
         raise ValueError(f"no number of users finds a difference of {effect}")
     ratio = minimum_detectable_effect(comparison, alpha=alpha, power=power) / abs(effect)
-    return math.ceil((comparison.users_control + comparison.users_variant) * ratio**2)
+    needed = (comparison.users_control + comparison.users_variant) * ratio * ratio
+    return math.ceil(needed) if math.isfinite(needed) else None
 
 
 def days_left(
-    comparison: Comparison, effect: float, users_per_day: float, *, alpha: float = 0.05, power: float = 0.8
+    comparison: Comparison,
+    effect: float,
+    users_per_day: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    waiting: Waiting | None = None,
 ) -> float | None:
-    """Days until enough users have come, 0 where they have; None where nobody new comes.
+    """Days until enough users are in the figures, 0 where they are; None where nobody new comes, or never so many.
 
     users_per_day: new ones, of both variants together.
     """
-    missing = users_needed(comparison, effect, alpha=alpha, power=power)
-    missing -= comparison.users_control + comparison.users_variant
+    needed = users_needed(comparison, effect, alpha=alpha, power=power)
+    if needed is None:
+        return None
+    missing = needed - comparison.users_control - comparison.users_variant
     if missing <= 0:
         return 0.0
-    return missing / users_per_day if users_per_day > 0.0 else None
+    users, days, window_days = waiting or Waiting(0, 0.0, 0.0)
+    if missing <= users:
+        return days
+    if users_per_day <= 0.0:
+        return None
+    left = (missing - users) / users_per_day + window_days
+    return left if math.isfinite(left) else None
 
 
 def _standard_errors(alpha: float, power: float) -> float:

@@ -248,6 +248,44 @@ def test_days_left_follow_from_the_effect_that_is_looked_for(engine: Engine) -> 
     )
 
 
+def test_days_left_know_who_has_come_already(engine: Engine) -> None:
+    """40 of a window are in the figures and 400 wait, the last of them for another day: nobody new is needed."""
+    with engine.begin() as db:
+        now = results_now(db)
+        add_experiment(db, started_at=now - 10 * DAY)
+        for variant in (CONTROL, TREATMENT):
+            rows = add_users(db, [f"{variant}{number}" for number in range(20)])
+            expose(db, *rows, variant=variant, at=now - 5 * DAY)
+            expose(db, *(f"{variant} waits {number}" for number in range(199)), variant=variant, at=now - 1.5 * DAY)
+            expose(db, f"{variant} last", variant=variant, at=now - DAY)
+            for number, row in enumerate(rows.values()):
+                for item in range(number % 3):
+                    act(db, row, "like", now - 4 * DAY, item=item)
+    (control, soon), (_, later) = (
+        asked(engine, window="2d", effect=effect).metrics[0].variants for effect in (0.4, 0.1)
+    )
+
+    assert (soon.users, soon.waiting) == (20, 200)
+    assert soon.days_left == pytest.approx(1.0, abs=0.1)
+    # 44 come a day, and each of them is watched for two.
+    needed = 40 * (soon.minimum_detectable_effect / (0.1 * control.mean)) ** 2
+    assert later.days_left == pytest.approx((needed - 440) / 44 + 2, rel=0.01)
+
+
+def test_a_mean_next_to_nothing_has_a_result(engine: Engine) -> None:
+    with engine.begin() as db:
+        add_experiment(db)
+        for variant in (CONTROL, TREATMENT):
+            rows = add_users(db, [f"{variant}{number}" for number in range(4)])
+            expose(db, *rows, variant=variant)
+            for number, row in enumerate(rows.values()):
+                act(db, row, "listen", EXPOSED + HOUR, value=number * 1e-100)
+    measured = asked(engine, "listen:sum", effect=1e-300).metrics[0].variants[1]
+
+    assert measured.difference == 0.0
+    assert measured.days_left is None
+
+
 def test_cuped_takes_out_what_the_past_explains(engine: Engine) -> None:
     habits = np.random.default_rng(3).integers(0, 6, 80)
     with engine.begin() as db:

@@ -11,6 +11,7 @@ from statsmodels.stats.power import NormalIndPower
 from app.experiments.statistics import (
     NoComparison,
     Outcomes,
+    Waiting,
     adjusted,
     compare,
     days_left,
@@ -116,6 +117,31 @@ def test_the_days_left_are_those_until_they_have_come(comparison) -> None:
     assert days_left(comparison, least / 2, 1_000.0) == pytest.approx(12.0, abs=0.01)
     assert days_left(comparison, 2 * least, 1_000.0) == 0.0
     assert days_left(comparison, least / 2, 0.0) is None
+
+
+def test_who_waits_is_not_waited_for_twice(comparison) -> None:
+    """4,000 are in the figures, and half the least effect takes 16,000."""
+    half = minimum_detectable_effect(comparison) / 2
+    for users, days in ((12_010, 3.0), (6_000, 6.0 + 7.0), (0, 12.0 + 7.0)):
+        assert days_left(comparison, half, 1_000.0, waiting=Waiting(users, 3.0, 7.0)) == pytest.approx(days, abs=0.01)
+    assert days_left(comparison, half, 0.0, waiting=Waiting(12_010, 3.0, 7.0)) == 3.0
+    assert days_left(comparison, 4 * half, 1_000.0, waiting=Waiting(100, 3.0, 7.0)) == 0.0
+
+
+def test_more_users_than_there_are_numbers_are_none(comparison) -> None:
+    for effect in (1e-160, 1e-300, 5e-324):
+        assert users_needed(comparison, effect) is None
+        assert days_left(comparison, effect, 1_000.0) is None
+    assert days_left(comparison, 1e-150, 1e-20) is None
+
+
+def test_tiny_values_are_compared_like_any_others() -> None:
+    rng = np.random.default_rng(7)
+    both = rng.normal(1.0, 1.0, 50), rng.normal(1.5, 1.0, 70)
+    plain, tiny = (compare(*(Outcomes(scale * values) for values in both)) for scale in (1.0, 1e-90))
+
+    assert tiny.p_value == pytest.approx(plain.p_value)
+    assert tiny.relative_lift == pytest.approx(plain.relative_lift)
 
 
 def test_nothing_finds_an_effect_of_zero_nor_tells_what_nobody_varies_in(comparison) -> None:
