@@ -23,6 +23,7 @@ ENTRIES = {
     "/admin/rules": 100,
     "/admin/releases": 100,
     "/admin/audit": 100,
+    "/admin/experiments": 100,
 }
 """Every list, with the number of its entries on a page where no `limit` is given."""
 LISTS = pytest.mark.parametrize("path", ENTRIES)
@@ -42,6 +43,10 @@ def there(both: tuple[Service, Service], stores: Stores) -> Iterator[dict[str, A
     for day in range(1, 4):
         releases.register(engine, f"2020-01-0{day}T00-00-00Z-0000", {})
     engine.dispose()
+    variants = [{"name": "control", "weight": 0.5}, {"name": "varied", "weight": 0.5, "parameters": {"diversity": 0.5}}]
+    for number in range(5):
+        draft = {"key": f"listed-{number}", "variants": variants}
+        service.client.post("/admin/experiments", json=draft).raise_for_status()
     yield {"user_id": user, "item_id": items[0], "window": "all"}
     for item in items[:5]:
         service.client.delete(f"/admin/blocks/{item}")
