@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -59,9 +59,10 @@ def start_experiment(key: Key) -> None:
     """Run its draft, or run it again with a fresh seed where it was stopped."""
     from app.experiments import lifecycle
     from app.experiments.definitions import find
+    from app.serving import routing
 
     with opened() as (settings, engine), _announced(settings, engine), engine.begin() as db:
-        lifecycle.start(db, key, actor="terminal", **_surroundings(settings))
+        lifecycle.start(db, key, recommenders=_served(settings), defaults=routing.defaults(), actor="terminal")
         started = find(db, key)
         warnings = lifecycle.warnings(db, started)
     console.print(f"run {started.run} of {key} covers {started.coverage:.0%} of its users", highlight=False)
@@ -110,38 +111,49 @@ def ramp_experiment(
     with opened() as (settings, engine):
         while True:
             decision = _look(settings, engine, key, plan)
-            said = f"{decision.action} at {decision.coverage:.0%}: {decision.reason}"
-            console.print(said, highlight=False, markup=False)
-            if once or decision.action in ("stop", "done", "ended"):
+            if once or (decision is not None and decision.action in ("stop", "done", "ended")):
                 break
             time.sleep(pause)
+    if decision is None:
+        raise typer.Exit(1)
     if decision.action == "stop":
         raise typer.Exit(STOPPED)
 
 
-def _look(settings: Settings, engine: Engine, key: str, plan: Plan) -> Decision:
-    from app.experiments.ramp import look
-
-    with _announced(settings, engine):
-        return look(
-            engine,
-            key,
-            plan,
-            impressions_days=settings.impressions_days,
-            actor="terminal",
-            **_surroundings(settings),
-        )
-
-
-def _surroundings(settings: Settings) -> dict[str, Any]:
-    """What an experiment that starts is held against."""
+def _look(settings: Settings, engine: Engine, key: str, plan: Plan) -> Decision | None:
+    """Looks once, and says what was decided; None where Postgres is away."""
+    from app.experiments.ramp import cause_of, look
     from app.serving import routing
+    from app.storage.database import POSTGRES_ERRORS
+
+    try:
+        with _announced(settings, engine):
+            decision = look(
+                engine,
+                key,
+                plan,
+                recommenders=lambda: _served(settings),
+                defaults=routing.defaults(),
+                impressions_days=settings.impressions_days,
+                actor="terminal",
+            )
+    except POSTGRES_ERRORS as error:
+        console.print(f"wait: Postgres can't be used: {cause_of(error)}", highlight=False, markup=False)
+        return None
+    said = f"{decision.action} at {decision.coverage:.0%}: {decision.reason}"
+    console.print(said, highlight=False, markup=False)
+    return decision
+
+
+def _served(settings: Settings) -> frozenset[str]:
+    """The recommenders of the current release, by its manifest: the models themselves take seconds and gigabytes."""
     from app.storage.release_files import current_id
     from models import artifacts
 
     current = current_id(settings.releases_dir)
-    served = () if current is None else artifacts.load(settings.releases_dir / current).recommenders
-    return {"recommenders": frozenset(served), "defaults": routing.defaults()}
+    if current is None:
+        return frozenset()
+    return frozenset(artifacts.read_manifest(settings.releases_dir / current)["recommenders"])
 
 
 @contextmanager
@@ -151,11 +163,20 @@ def _announced(settings: Settings, engine: Engine) -> Iterator[None]:
     from redis.exceptions import RedisError
 
     from app.catalog import versions
+    from app.experiments.ramp import cause_of
+    from app.storage.database import POSTGRES_ERRORS
     from app.storage.redis import open_sync, publish_versions
 
     yield
-    with engine.connect() as db:
-        now = versions.read(db)
+    try:
+        with engine.connect() as db:
+            now = versions.read(db)
+    except POSTGRES_ERRORS as error:
+        # What was done in the block is done: whoever hears of an error here would do it again.
+        console.print(
+            f"[yellow]note:[/] Postgres: {cause_of(error)}; the workers will look themselves", highlight=False
+        )
+        return
     cache = open_sync(str(settings.redis_url), timeout_seconds=settings.redis_timeout_seconds)
     try:
         publish_versions(cache, now)

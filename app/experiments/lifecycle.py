@@ -97,6 +97,11 @@ def cover(db: Connection, key: str, coverage: float, *, actor: str) -> None:
     _record(db, "coverage", actor, before=latest, after=grown)
 
 
+def held(db: Connection, key: str) -> Experiment:
+    """The latest run, as it stays until the transaction ends, but for what this transaction does. Raises NotFound."""
+    return experiment_of(_found(db, key))
+
+
 def warnings(db: Connection, experiment: Experiment) -> list[str]:
     """What is allowed, and worth knowing, of this experiment beside those that run."""
     others = [other for other in running(db) if other.key != experiment.key]

@@ -6,20 +6,26 @@ next, after a restart or from another machine, goes on where the last one was.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, func, select
 
-from app.errors import Conflict, Invalid
+from app.errors import Conflict, Invalid, Unavailable
 from app.experiments import lifecycle
 from app.experiments.definitions import Experiment, find
 from app.experiments.metrics import metric_of
 from app.experiments.results import Ask, Results, results_of
 from app.storage import audit
+from app.storage.database import POSTGRES_ERRORS
 from app.storage.tables import audit_log
+
+STOPS_BELOW = 1e-6
+"""The p-value of a sample ratio that ends a run for good. It is looked at anew each hour, and chance gets as many
+tries: a sound run is stopped with at most this chance times the looks. From here to the 0.001 that takes the trust
+from a result (statistics/sample_ratio.py), a ramp waits, and goes on where chance evens out."""
 
 Worse = Literal["lower", "higher"]
 Action = Literal["start", "grow", "wait", "stop", "done", "ended"]
@@ -76,8 +82,8 @@ class Seen:
     """What a look has found.
 
     coverage: of now; since: when it became so
-    mismatch: what the sample ratio says, where it is off
-    doubts:   why the figures can't be trusted otherwise
+    mismatch: what the sample ratio says, where it is off beyond chance
+    doubts:   why the figures can't be trusted otherwise, or there are none
     """
 
     coverage: float
@@ -98,10 +104,16 @@ class Decision:
 
 
 def decide(plan: Plan, seen: Seen) -> Decision:
-    """Harm first, then time, then whether anything can be told at all: what can't be judged does not grow."""
+    """Harm first, then doubts, time, and whether the guardrails tell anything: what can't be judged does not grow.
+
+    Below the first step doubts hold it too, but neither time nor an interval that is not known yet: a draft begins with
+    the first step before anything can be known, and with fewer users than that nothing may ever be.
+    """
     harm = _harm(seen)
     if harm is not None:
         return Decision("stop", seen.coverage, harm)
+    if seen.doubts:
+        return Decision("wait", seen.coverage, seen.doubts[0])
     if seen.coverage < plan.steps[0]:
         return Decision("grow", plan.steps[0], "the first step")
     hindrance = _hindrance(plan, seen)
@@ -124,8 +136,6 @@ def _hindrance(plan: Plan, seen: Seen) -> str | None:
     over = seen.since + plan.every
     if seen.now < over:
         return f"this step lasts until {over:%Y-%m-%d %H:%M} UTC"
-    if seen.doubts:
-        return seen.doubts[0]
     return next((str(reading) for reading in seen.readings if reading.interval is None), None)
 
 
@@ -134,15 +144,16 @@ def look(
     key: str,
     plan: Plan,
     *,
-    recommenders: Collection[str],
+    recommenders: Callable[[], Collection[str]],
     defaults: Mapping[str, Any],
     impressions_days: int,
     actor: str,
 ) -> Decision:
     """Decides once and does it, with a line in the audit log. A draft is started at the first step.
 
-    recommenders, defaults: as in `lifecycle.start`; impressions_days: as in `results.results_of`
-    Raises NotFound, and Conflict for a holdout or one that can't run beside others.
+    recommenders: asked for a draft alone; it and defaults: as in `lifecycle.start`
+    impressions_days: as in `results.results_of`
+    Raises NotFound, Conflict for a holdout or one that can't run beside others, and POSTGRES_ERRORS.
     """
     with engine.begin() as db:
         experiment = find(db, key)
@@ -152,26 +163,33 @@ def look(
             return Decision("ended", experiment.coverage, _why_it_stopped(db, experiment))
         if experiment.status == "draft":
             decision = Decision("start", plan.steps[0], "the first step")
-            lifecycle.start(
-                db, key, recommenders=recommenders, defaults=defaults, actor=actor, coverage=decision.coverage
-            )
+            served = recommenders()
+            lifecycle.start(db, key, recommenders=served, defaults=defaults, actor=actor, coverage=decision.coverage)
             _record(db, find(db, key), decision, (), actor)
             return decision
         now = db.execute(select(func.now())).scalar_one()
         since = _covered_since(db, experiment) or now
     seen = _seen(engine, experiment, plan, impressions_days, now=now, since=since)
-    decision = decide(plan, seen)
     with engine.begin() as db:
-        _act(db, experiment, decision, actor)
+        decision = _act(db, experiment, decide(plan, seen), actor)
         _record(db, experiment, decision, seen.readings, actor)
     return decision
 
 
-def _act(db: Connection, experiment: Experiment, decision: Decision, actor: str) -> None:
+def _act(db: Connection, experiment: Experiment, decision: Decision, actor: str) -> Decision:
+    """Does it, unless somebody was quicker: what was decided is of this run, and growth of this coverage."""
+    if decision.action not in ("stop", "grow"):
+        return decision
+    now = lifecycle.held(db, experiment.key)
+    if (now.run, now.status) != (experiment.run, "running"):
+        return Decision("ended", experiment.coverage, f"run {experiment.run} was stopped by hand meanwhile")
     if decision.action == "stop":
         lifecycle.stop(db, experiment.key, actor=actor)
-    elif decision.action == "grow":
-        lifecycle.cover(db, experiment.key, decision.coverage, actor=actor)
+        return replace(decision, coverage=now.coverage)
+    if now.coverage != experiment.coverage:
+        return Decision("wait", now.coverage, "somebody else let it grow meanwhile")
+    lifecycle.cover(db, experiment.key, decision.coverage, actor=actor)
+    return decision
 
 
 def _seen(
@@ -181,13 +199,20 @@ def _seen(
     ask = Ask(experiment.key, metrics, run=experiment.run, alpha=plan.alpha, window=plan.window, correction="none")
     try:
         results = results_of(engine, ask, impressions_days=impressions_days)
-    except Conflict as refused:
-        # Too many exposures were lost for any figure.
+    except (Conflict, Unavailable) as refused:
+        # Too many exposures were lost for any figure, or Postgres is too busy for one.
         return Seen(experiment.coverage, since, now, doubts=(refused.detail,))
+    except POSTGRES_ERRORS as error:
+        return Seen(experiment.coverage, since, now, doubts=(f"Postgres failed: {cause_of(error)}",))
     ratio = results.sample_ratio
     said = f"the sample ratio is off: {dict(ratio.counts)}, p = {ratio.p_value:.2g}"
-    mismatch = said if ratio.is_mismatch else None
+    mismatch = said if ratio.p_value < STOPS_BELOW else None
     return Seen(experiment.coverage, since, now, mismatch, results.problems, _readings(plan.guardrails, results))
+
+
+def cause_of(error: Exception) -> str:
+    """What Postgres said, in a line."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _readings(guardrails: Sequence[Guardrail], results: Results) -> tuple[Reading, ...]:

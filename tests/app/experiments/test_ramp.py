@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import Engine, insert, select, text
+from sqlalchemy.engine import make_url
 from typer.testing import CliRunner
 
 from app import cli
-from app.errors import Conflict, Invalid
-from app.experiments import lifecycle
+from app.errors import Conflict, Invalid, Unavailable
+from app.experiments import lifecycle, ramp
 from app.experiments.definitions import find
 from app.experiments.ramp import Decision, Guardrail, Plan, Reading, Seen, decide, look
+from app.experiments.results import Results, results_of
 from app.storage import tables
+from app.storage.database import open_engine
 from tests.app.experiments.examples import add_users
 
 LIKES = Guardrail("likes_per_user")
@@ -34,6 +41,8 @@ def seen(coverage: float, interval: tuple[float, float] | None = FINE, *, days: 
     ("found", "action", "coverage"),
     [
         (seen(0.01, days=0), "grow", 0.05),
+        (seen(0.01, None, days=0), "grow", 0.05),
+        (seen(0.01, days=9, doubts=("too many were lost",)), "wait", 0.01),
         (seen(0.05, days=0.99), "wait", 0.05),
         (seen(0.05), "grow", 0.25),
         (seen(0.1), "grow", 0.25),
@@ -70,7 +79,7 @@ AT_ONCE = replace(PLAN, every=timedelta(0), window=timedelta(hours=1))
 
 
 def looked(engine: Engine, plan: Plan = AT_ONCE) -> Decision:
-    return look(engine, "feed", plan, recommenders=(), defaults={}, impressions_days=0, actor="terminal")
+    return look(engine, "feed", plan, recommenders=frozenset, defaults={}, impressions_days=0, actor="terminal")
 
 
 def drafted(engine: Engine, **fields: Any) -> None:
@@ -154,6 +163,135 @@ def test_it_stops_where_the_sample_ratio_is_off(engine: Engine) -> None:
     exposed_yesterday(engine, {"control": 500, "treatment": 300}, likes={"control": 3, "treatment": 3})
     assert looked(engine).reason.startswith("the sample ratio is off")
     assert state(engine)[0] == "stopped"
+
+
+def test_a_sample_ratio_that_chance_may_have_made_lets_it_wait(engine: Engine) -> None:
+    """p is 2e-5: no result is trusted, but one of a few thousand sound ramps that look each hour comes to it."""
+    drafted(engine)
+    looked(engine)
+    exposed_yesterday(engine, {"control": 500, "treatment": 370}, likes={"control": 3, "treatment": 3})
+    waits = looked(engine)
+    assert waits.action == "wait"
+    assert "sample ratio mismatch" in waits.reason
+    assert state(engine) == ("running", 0.05)
+
+
+def test_a_result_that_takes_too_long_lets_it_wait(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted(engine)
+    looked(engine)
+
+    def too_long(*_: Any, **__: Any) -> Results:
+        raise Unavailable("the result took longer than a minute")
+
+    monkeypatch.setattr(ramp, "results_of", too_long)
+    waits = looked(engine)
+    assert (waits.action, waits.reason) == ("wait", "the result took longer than a minute")
+    assert state(engine) == ("running", 0.05)
+
+
+def test_a_result_that_postgres_fails_lets_it_wait(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted(engine)
+    looked(engine)
+
+    def cut_off(*arguments: Any, **more: Any) -> Results:
+        with engine.begin() as db:
+            db.execute(text("select pg_terminate_backend(pg_backend_pid())"))
+        raise AssertionError("the connection is gone")
+
+    monkeypatch.setattr(ramp, "results_of", cut_off)
+    waits = looked(engine)
+    assert (waits.action, state(engine)) == ("wait", ("running", 0.05))
+    assert waits.reason.startswith("Postgres failed: ")
+
+
+@pytest.fixture
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Lets something happen between a look and what it leads to."""
+
+    def happens(what: Callable[[], None]) -> None:
+        def late(*arguments: Any, **more: Any) -> Results:
+            found = results_of(*arguments, **more)
+            what()
+            return found
+
+        monkeypatch.setattr(ramp, "results_of", late)
+
+    return happens
+
+
+@pytest.mark.parametrize(("likes", "does"), [(3, "grow"), (2, "stop")])
+def test_another_run_is_not_judged_by_the_figures_of_the_last(
+    engine: Engine, meanwhile: Callable[[Callable[[], None]], None], likes: float, does: str
+) -> None:
+    drafted(engine, coverage=0.1)
+    looked(engine)
+    exposed_yesterday(engine, {"control": 500, "treatment": 500}, likes={"control": 3, "treatment": likes})
+
+    def restarted() -> None:
+        with engine.begin() as db:
+            lifecycle.stop(db, "feed", actor="editor")
+            lifecycle.start(db, "feed", recommenders=(), defaults={}, actor="editor")
+
+    meanwhile(restarted)
+    ended = looked(engine)
+    assert (ended.action, ended.reason) == ("ended", "run 1 was stopped by hand meanwhile"), does
+    assert state(engine) == ("running", 0.1)
+
+
+def test_who_stops_it_or_lets_it_grow_meanwhile_has_the_last_word(
+    engine: Engine, meanwhile: Callable[[Callable[[], None]], None]
+) -> None:
+    def by_hand(change: Callable[..., None], *arguments: Any) -> None:
+        with engine.begin() as db:
+            change(db, "feed", *arguments, actor="editor")
+
+    drafted(engine)
+    looked(engine)
+    exposed_yesterday(engine, {"control": 500, "treatment": 500}, likes={"control": 3, "treatment": 3})
+    meanwhile(partial(by_hand, lifecycle.cover, 0.5))
+    waits = looked(engine)
+    assert (waits.action, waits.coverage) == ("wait", 0.5)
+    assert state(engine) == ("running", 0.5)
+    meanwhile(partial(by_hand, lifecycle.stop))
+    assert looked(engine).action == "ended"
+    assert state(engine) == ("stopped", 0.5)
+
+
+def test_the_loop_outlives_a_postgres_that_goes_away(
+    new_database: Callable[[], str], redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database()
+    here, elsewhere = open_engine(url), open_engine(make_url(url).set(database="postgres").render_as_string(False))
+    drafted(here)
+
+    def let_in(allowed: bool) -> None:
+        name = make_url(url).database
+        with elsewhere.begin() as db:
+            db.execute(text(f'alter database "{name}" allow_connections {allowed}'))
+            if not allowed:
+                gone = text("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = :name")
+                db.execute(gone, {"name": name})
+
+    def stop() -> None:
+        with here.begin() as db:
+            lifecycle.stop(db, "feed", actor="editor")
+
+    between = iter([partial(let_in, False), partial(let_in, True), stop])
+    monkeypatch.setattr("app.cli.experiments.time", SimpleNamespace(sleep=lambda _: next(between)()))
+    given = ["experiments", "ramp", "feed", "--guardrail", "like:count"]
+    surroundings = {"DATABASE_URL": url, "REDIS_URL": redis_url, "SEGUE_DATA_DIR": str(tmp_path), "COLUMNS": "300"}
+    try:
+        done = CliRunner(env=surroundings).invoke(cli.app, given, catch_exceptions=False)
+    finally:
+        let_in(True)
+        here.dispose()
+        elsewhere.dispose()
+    said = [
+        line for line in done.output.splitlines() if line.partition(" ")[0].strip(":") in ("start", "wait", "ended")
+    ]
+    assert [line.partition(":")[0] for line in said] == ["start at 5%", "wait", "wait at 5%", "ended at 5%"]
+    assert "Postgres can't be used" in said[1]
+    assert done.exit_code == 0
 
 
 def test_lost_exposures_let_it_wait(engine: Engine) -> None:
