@@ -238,8 +238,15 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             ),
             scraping=stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="metrics")),
         )
-        stack.callback(asyncio.create_task(_looked_after(resources)).cancel)
+        stack.push_async_callback(_end, asyncio.create_task(_looked_after(resources)))
         yield resources
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Before what it asks is closed. Told again where a library caught it in between and kept it to itself."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
 
 
 async def _looked_after(resources: Resources) -> None:
