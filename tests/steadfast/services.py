@@ -42,6 +42,8 @@ class Service:
             "SEGUE_LOG_LEVEL": "info",
         }
         self._log = data_dir / f"service-{name}.log"
+        # Another test's service of the same name may have written there.
+        self._log_begins = self._log.stat().st_size if self._log.exists() else 0
         self.is_killed = False
         """It was killed on purpose; otherwise nothing excuses its death."""
         self.process = self.start()
@@ -80,10 +82,13 @@ class Service:
 
     def starts(self) -> int:
         """How many workers have got as far as serving, the dead ones too."""
-        return self._log.read_text("utf-8", errors="replace").count("Application startup complete")
+        return self._logged().count("Application startup complete")
 
     def log_tail(self, lines: int = 15) -> str:
-        return "\n".join(self._log.read_text("utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join(self._logged().splitlines()[-lines:])
+
+    def _logged(self) -> str:
+        return self._log.read_bytes()[self._log_begins :].decode("utf-8", errors="replace")
 
     def end(self) -> None:
         """Politely, and then not."""
