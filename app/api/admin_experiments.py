@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from app.api.dependencies import ResourcesDep, require
 from app.api.ids import UserId
 from app.api.lists import listing
 from app.experiments import lifecycle
-from app.experiments.definitions import experiment_of, row_of
+from app.experiments.definitions import Experiment, experiment_of, row_of, running
 from app.resources import Resources
 from app.serving import routing
 from app.storage import tables
@@ -185,11 +186,12 @@ def cover(resources: ResourcesDep, admin: Admin, key: Key, body: CoverageBody) -
 def list_experiments(resources: ResourcesDep, limit: PageLimit = 100, cursor: Cursor = None) -> Response:
     """Its latest run, by key."""
     table = tables.experiments
-    latest = select(table.c.key).distinct().order_by(table.c.key).limit(limit + 1)
+    latest = select(table).distinct(table.c.key).order_by(table.c.key, table.c.run.desc()).limit(limit + 1)
     if cursor is not None:
         latest = latest.where(table.c.key > decode_cursor(cursor, str, "experiments"))
     with resources.engine.connect() as db:
-        found = [{"after": key} | _answer(db, key) for key in db.execute(latest).scalars()]
+        beside = running(db)
+        found = [{"after": row.key} | _described(row, beside) for row in db.execute(latest)]
     return json_answer(listing(found, limit, "after", "experiments"))
 
 
@@ -210,7 +212,11 @@ def _served(resources: Resources) -> frozenset[str]:
 
 
 def _answer(db: Connection, key: str, run: int | None = None) -> dict[str, Any]:
-    row = row_of(db, key, run)
+    return _described(row_of(db, key, run), running(db))
+
+
+def _described(row: Any, beside: Sequence[Experiment]) -> dict[str, Any]:
+    """beside: every experiment that runs."""
     times = {name: getattr(row, name) for name in ("created_at", "started_at", "stopped_at")}
-    warnings = lifecycle.warnings(db, experiment_of(row))
-    return {"key": key} | lifecycle.described(row) | times | {"defaults": row.defaults, "warnings": warnings}
+    warnings = lifecycle.warnings(experiment_of(row), beside)
+    return {"key": row.key} | lifecycle.described(row) | times | {"defaults": row.defaults, "warnings": warnings}

@@ -58,13 +58,13 @@ def list_experiments() -> None:
 def start_experiment(key: Key) -> None:
     """Run its draft, or run it again with a fresh seed where it was stopped."""
     from app.experiments import lifecycle
-    from app.experiments.definitions import find
+    from app.experiments.definitions import find, running
     from app.serving import routing
 
     with opened() as (settings, engine), _announced(settings, engine), engine.begin() as db:
         lifecycle.start(db, key, recommenders=_served(settings), defaults=routing.defaults(), actor="terminal")
         started = find(db, key)
-        warnings = lifecycle.warnings(db, started)
+        warnings = lifecycle.warnings(started, running(db))
     console.print(f"run {started.run} of {key} covers {started.coverage:.0%} of its users", highlight=False)
     for warning in warnings:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)

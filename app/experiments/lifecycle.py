@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
@@ -102,10 +102,9 @@ def held(db: Connection, key: str) -> Experiment:
     return experiment_of(_found(db, key))
 
 
-def warnings(db: Connection, experiment: Experiment) -> list[str]:
+def warnings(experiment: Experiment, beside: Iterable[Experiment]) -> list[str]:
     """What is allowed, and worth knowing, of this experiment beside those that run."""
-    others = [other for other in running(db) if other.key != experiment.key]
-    return checks.warnings(experiment, others)
+    return checks.warnings(experiment, [other for other in beside if other.key != experiment.key])
 
 
 def described(stored: Stored) -> dict[str, Any]:

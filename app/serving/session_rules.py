@@ -69,19 +69,6 @@ def is_personal(role: int, fraction: float, rules: SessionRules) -> bool:
     return is_listened if role == Role.PERSONAL else role == Role.NEXT and not is_listened
 
 
-class Tracks(NamedTuple):
-    """Candidates, best first.
-
-    rows:      int32[n]
-    listening: float64[n], the fraction of each that will be played, predicted, 0–1
-    roles:     uint8[n]
-    """
-
-    rows: Rows
-    listening: Floats
-    roles: NDArray[np.uint8]
-
-
 def split(rows: Rows, listening: Floats, rules: SessionRules) -> tuple[Rows, Floats, Rows]:
     """The candidates that are expected to be listened to, with how much, and the others."""
     good = listening >= rules.least_listening
