@@ -66,6 +66,12 @@ BURY = """
 """
 # Whoever starts an experiment again copies its definition, and with it the name: not meanwhile.
 HOLD_EXPERIMENTS = "SELECT FROM versions WHERE name = 'experiments' FOR UPDATE"
+UNDER_WAY_SECONDS = 30
+"""No answer that read a user before the erasure writes anything of it so long after: slates are pinned late."""
+TO_FORGET = """
+    SELECT user_hash FROM tombstones, make_interval(secs => %(seconds)s) AS under_way
+    WHERE forgotten_at IS NULL OR (forgotten_at < erased_at + under_way AND erased_at < now() - under_way)
+"""
 FORGOTTEN = "UPDATE tombstones SET forgotten_at = now() WHERE user_hash = ANY(%(hashes)s)"
 
 
@@ -96,12 +102,13 @@ def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int
 
 
 def forget_late(engine: Engine, cache: Redis) -> int:
-    """Takes out of Redis what an erasure could not, for Redis was away or the process died; for how many users.
+    """Takes out of Redis what an erasure could not, for Redis was away or the process died, and what answers that were
+    under way wrote after it: every user's keys once more, `UNDER_WAY_SECONDS` after the erasure. For how many users.
 
     Raises RedisError.
     """
     with engine.connect() as db:
-        waiting = db.exec_driver_sql("SELECT user_hash FROM tombstones WHERE forgotten_at IS NULL").scalars()
+        waiting = db.exec_driver_sql(TO_FORGET, {"seconds": UNDER_WAY_SECONDS}).scalars()
         hashes = {bytes(user_hash) for user_hash in waiting}
     if hashes:
         delete_keys_of_erased(cache, hashes)

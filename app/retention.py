@@ -144,7 +144,7 @@ class RetentionKeeper:
             if gone and gone.total():
                 log.info("pruned: %s", ", ".join(f"{rows} of {table}" for table, rows in gone.items() if rows))
             if late:
-                log.info("%d erased users were taken out of Redis late", late)
+                log.info("the keys of %d erased users were taken out of Redis once more", late)
             return True
         return False
 

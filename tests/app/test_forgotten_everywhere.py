@@ -221,6 +221,22 @@ def test_what_redis_could_not_be_told_it_is_told_later(
     assert forget_late(engine, cache) == 0
 
 
+@pytest.mark.usefixtures("known")
+def test_what_an_answer_under_way_wrote_after_the_erasure_goes_with_the_next_round(
+    engine: Engine, ingest: Ingest, cache: redis.Redis, user: str
+) -> None:
+    forget_late(engine, cache)
+    erase_user(engine, ingest.views, user)
+    cache.set(f"segue:page:{{{user}}}:late", b"pinned")
+    assert forget_late(engine, cache) == 0, "more may come"
+    with engine.begin() as db:
+        hour = "interval '1 hour'"
+        db.execute(text(f"update tombstones set erased_at = erased_at - {hour}, forgotten_at = forgotten_at - {hour}"))
+    assert forget_late(engine, cache) >= 1
+    assert keys_with(cache, user) == []
+    assert forget_late(engine, cache) == 0
+
+
 def test_every_table_that_names_users_is_erased_and_exported(engine: Engine) -> None:
     """A new one (sessions, exposures) fails here until `app.erasure` knows it."""
     with engine.connect() as db:

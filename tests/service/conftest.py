@@ -73,6 +73,8 @@ def stores(
         "SEGUE_DATA_DIR": str(folder / "var"),
         # Else one user in a hundred would get another order than the test has in mind.
         "SEGUE_EXPLORE_SHARE": "0",
+        # Else a quarter of a second in which the machine does something else would be an outage.
+        "SEGUE_REDIS_TIMEOUT_SECONDS": "20",
         **{f"SEGUE_{scope.upper()}_KEY": key for scope, key in KEYS.items()},
     }
     settings = Settings.model_validate(

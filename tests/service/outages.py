@@ -145,6 +145,8 @@ def island(stores: Stores, data_dir: Path) -> Iterator[Island]:
             "SEGUE_DATA_DIR": str(data_dir),
             # What a hung Postgres costs ends after this and two seconds more.
             "SEGUE_DATABASE_TIMEOUT_SECONDS": "2",
+            # A busy machine shall not look like a hung Redis, nor a hung one use up the 2 s that a past is waited for.
+            "SEGUE_REDIS_TIMEOUT_SECONDS": "1",
         }
         with running(environment) as a, running(environment) as b:
             yield Island(data_dir, environment, stores.release_id, a, b)
