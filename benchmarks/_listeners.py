@@ -4,6 +4,11 @@ Nothing here has coordinates. What a listener thinks of a track is read off a sh
 mood of the moment wants and the listener loves; a second tag adds less than the first, a third nothing. What was
 heard lately tires. All chance of a listener comes from the seed, the listener, the session and the step alone, so
 whoever is played to by two players meets both with the same luck.
+
+What a listener looks for is the best of six tracks that come to mind, and they come to mind by fame. Plays of music
+follow a power law, so fame does, with an exponent a little below 1; it is tied to craft, but loosely: what is well made
+seldom fares badly and what is badly made seldom well, and between them luck decides (Salganik, Dodds and Watts,
+"Experimental study of inequality and unpredictability in an artificial cultural market", 2006).
 """
 
 from __future__ import annotations
@@ -11,9 +16,13 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 MOODS, TAGS, ARTISTS, TRACKS_EACH = 12, 36, 240, (2, 9)
 LONGEST = 60
+FAME_EXPONENT, FAME_BY_LUCK = 0.8, 0.15
+"""Fame is 1 / place ** exponent, the places by craft (0.7–1) and as much luck (its deviation)."""
 BY_MOOD = (0.05, 0.50, 0.70)
 """Chance that a track is heard out, by how many of its tags the mood wants; beyond the last it stays."""
 BY_LOVE = (0.0, 0.20, 0.25)
@@ -56,7 +65,7 @@ class Listener:
     patience: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class World:
     """Everything there is to hear, and who hears it."""
 
@@ -74,6 +83,15 @@ class World:
             tuple(_mood(nth, rng) for nth in range(MOODS)),
             tuple(_listener(nth, rng) for nth in range(listeners)),
         )
+
+    @cached_property
+    def fame(self) -> list[float]:
+        """By track, added up, as `random.choices` takes it."""
+        rng = random.Random(f"fame {self.seed}")
+        known_for = [track.craft + rng.gauss(0, FAME_BY_LUCK) for track in self.tracks]
+        places = sorted(range(len(self.tracks)), key=lambda nth: -known_for[nth])
+        fame = dict(zip(places, (1 / place**FAME_EXPONENT for place in range(1, len(places) + 1)), strict=True))
+        return list(accumulate(fame[nth] for nth in range(len(self.tracks))))
 
 
 def _tracks_of(artist: int, rng: random.Random) -> list[Track]:
@@ -119,7 +137,8 @@ class Sitting:
 
     def own_choice(self, of: int = 6) -> Track:
         """What the listener would look for: the best of a few that come to mind."""
-        return max(self._luck("search").sample(self.world.tracks, of), key=self.pleasure)
+        known = self._luck("search").choices(self.world.tracks, cum_weights=self.world.fame, k=of)
+        return max(known, key=self.pleasure)
 
     def pleasure(self, track: Track) -> float:
         """The chance that it is heard out now, 0–1."""

@@ -1,12 +1,13 @@
 """What each rule of a listening session is worth: made-up listeners are played to over HTTP, policy by policy.
 
-    python -m benchmarks.player_simulator [--quick] [--listeners 120] [--sessions 2] [--others 800] [--history 8]
+    python -m benchmarks.player_simulator [--quick] [--listeners 400] [--sessions 2] [--others 2100] [--history 12]
                                           [--seed 0] [--policies NAME …] [--markdown FILE]
 
 The listeners (`_listeners`) have moods, loved and hated tags, and leave when they are bored; they share nothing with
-the models. They and `--others` have a past: sessions under a player that draws its tracks at random, from what has
-been heard most, or plays what the listener looked for, a third each; one listener in five is new and has none. That
-past is imported with `segue import listens`, and `segue train` learns from it. Then each policy gets a copy of the same
+the models. They and `--others` have a past: sessions in which half of the tracks are what the listener looked for
+(most of what is streamed is chosen by hand), a quarter is from the chart of what has been heard most, and a quarter
+drawn from the whole catalogue; one listener in five is new and has none. With the usual numbers these are some 250,000
+listens, 200 to a track, for with fewer it would be the data that is measured and not who learns from them. That past is imported with `segue import listens`, and `segue train` learns from it. Then each policy gets a copy of the same
 database, an empty cache and a `segue serve` with its settings, and plays the same sessions of all listeners; half of
 the sessions begin with a track of the listener's own. Every listen is posted to `POST /recommend/next`, and the
 answer is what is played next.
@@ -58,6 +59,8 @@ from models.retrieval.next_track.attention import SessionAttention
 from models.training import FittedRelease
 
 NEWCOMERS = 0.2
+LOOKED_FOR, FROM_CHART, CHART_EVERY = 0.5, 0.25, 500
+"""Shares of what was heard before; listens after which the chart is made anew."""
 DAYS = 30
 AT_ONCE = 16
 LEFT, SKIPPED = 0.8, 0.3
@@ -106,7 +109,7 @@ def main() -> None:
     options.add_argument("--listeners", type=int)
     options.add_argument("--sessions", type=int, default=2, help="of each listener under each policy")
     options.add_argument("--others", type=int, help="listeners who only have a past")
-    options.add_argument("--history", type=int, default=8, help="sessions that each has had before")
+    options.add_argument("--history", type=int, default=12, help="sessions that each has had before")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--policies", nargs="*", help="only these")
     options.add_argument("--markdown", type=Path, help="also write the table here, after each policy")
@@ -114,8 +117,8 @@ def main() -> None:
     wanted = asked.policies or (QUICK if asked.quick else [policy.name for policy in POLICIES])
     if unknown := set(wanted) - {policy.name for policy in POLICIES}:
         options.error(f"no such policy: {', '.join(sorted(unknown))}")
-    listeners = asked.listeners or (40 if asked.quick else 120)
-    others = asked.others if asked.others is not None else (200 if asked.quick else 800)
+    listeners = asked.listeners or (40 if asked.quick else 400)
+    others = asked.others if asked.others is not None else (200 if asked.quick else 2_100)
     past, world = pasts(World.made(listeners + others, seed=asked.seed), listeners)
     began = time.monotonic()
     with ExitStack() as stack:
@@ -155,6 +158,7 @@ def pasts(everybody: World, played: int) -> tuple[World, World]:
 def write_history(world: World, path: Path, sessions: int) -> int:
     """Session after session of everybody; how many listens that is."""
     heard: Counter[str] = Counter()
+    chart: list[str] = []
     of_id = {track.track_id: track for track in world.tracks}
     rows, rng = [], random.Random(f"history {world.seed}")
     times = sorted(
@@ -166,7 +170,9 @@ def write_history(world: World, path: Path, sessions: int) -> int:
     for since, nth, user in times:
         sitting, at = Sitting(world, listeners[user], f"past {nth}"), now + since
         while not sitting.has_left:
-            track = _of_old_player(sitting, heard, of_id, rng)
+            if len(rows) % CHART_EVERY == 0:
+                chart = [track_id for track_id, _ in heard.most_common(100)]
+            track = _of_old_player(sitting, chart, of_id, rng)
             fraction = sitting.hear(track)
             at += fraction * track.seconds + 1
             heard[track.track_id] += fraction >= LEFT
@@ -178,13 +184,13 @@ def write_history(world: World, path: Path, sessions: int) -> int:
     return len(rows)
 
 
-def _of_old_player(sitting: Sitting, heard: Counter[str], of_id: Mapping[str, Track], rng: random.Random) -> Track:
+def _of_old_player(sitting: Sitting, chart: Sequence[str], of_id: Mapping[str, Track], rng: random.Random) -> Track:
     """Looked for, popular or random."""
     way = rng.random()
-    if way < 1 / 3:
+    if way < LOOKED_FOR:
         return sitting.own_choice()
-    if way < 2 / 3 and heard:
-        return of_id[rng.choice(heard.most_common(100))[0]]
+    if way < LOOKED_FOR + FROM_CHART and chart:
+        return of_id[rng.choice(chart)]
     return rng.choice(sitting.world.tracks)
 
 
