@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -171,17 +172,18 @@ class TestEventsAfterwards:
         self, engine: Engine, ingest: Ingest, erase: Erase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Ingest has looked for a tombstone, found none, and is about to create the user."""
-        looked = event_log._look_up
+        looked, has_looked = event_log._look_up, threading.Event()
 
         def look_up_slowly(*arguments: object) -> object:
             known = looked(*arguments)  # type: ignore[arg-type]
+            has_looked.set()
             time.sleep(0.5)
             return known
 
         monkeypatch.setattr(event_log, "_look_up", look_up_slowly)
         with ThreadPoolExecutor() as pool:
             in_flight = pool.submit(ingest.submit_blocking, [an_event("ann", event_id="e1")])
-            time.sleep(0.2)
+            assert has_looked.wait(60)
             erased = pool.submit(erase, "ann").result()
             in_flight.result()
         assert erased["users"] == erased["interactions"] == 1

@@ -186,7 +186,7 @@ def test_live_signals_forget_and_a_recount_does_not_remember(
         row = db.execute(text("select row from users where user_id = :user"), {"user": user}).scalar_one()
     follower = LiveFollower(engine, Settings(live_checkpoint_seconds=0.2))
     try:
-        assert follower.caught_up(10)
+        assert follower.caught_up(60)
         until(lambda: len(follower.state.trail(row)) > 0)
         erase_user(engine, ingest.views, user)
         until(lambda: not len(follower.state.trail(row)))
@@ -197,7 +197,7 @@ def test_live_signals_forget_and_a_recount_does_not_remember(
     recounted, _ = recount(engine, Settings().feedback_weights)
     assert differences(follower.state, recounted) == []
     again = LiveFollower(engine, Settings())
-    assert again.caught_up(10)
+    assert again.caught_up(60)
     again.close()
     assert np.concatenate((again.state.totals(), again.state.trail(row))).sum() == 0
 

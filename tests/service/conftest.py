@@ -26,7 +26,7 @@ from models.training import fit_recipes
 from tests.conftest import Servers
 from tests.service.sample import write_sample
 
-START_SECONDS = 60
+START_SECONDS = 180
 KEYS = {"read": "read-key-of-the-tests", "write": "write-key-of-the-tests", "admin": "admin-key-of-the-tests"}
 HERE = Path(__file__).parent
 

@@ -183,7 +183,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _until(condition: object, *, seconds: float = 10) -> None:
+def _until(condition: object, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it never came true"

@@ -25,6 +25,7 @@ from app.feedback.ingest import Ingest
 from app.settings import Settings
 from app.storage.database import open_engine
 from tests.app.feedback.examples import an_event
+from tests.app.live.test_follower import until
 
 
 def scalar(engine: Engine, statement: str, **parameters: object) -> Any:
@@ -63,6 +64,15 @@ def occupied(engine: Engine) -> Iterator[None]:
     with engine.begin() as db:
         db.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ERASURE_LOCK})
         yield
+
+
+def is_held_up(engine: Engine) -> bool:
+    """Whether the writer has taken a group, and waits at its beginning."""
+    waiting = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return bool(scalar(engine, waiting))
 
 
 class TestOneRequest:
@@ -224,9 +234,9 @@ class TestManyRequests:
         with ThreadPoolExecutor() as pool:
             with occupied(engine):
                 under_way = pool.submit(ingest.submit_blocking, [an_event(event_id="first")])
-                time.sleep(0.2)
+                until(lambda: is_held_up(engine))
                 queued = pool.submit(ingest.submit_blocking, [an_event() for _ in range(8)])
-                time.sleep(0.2)
+                until(lambda: ingest.queued_events == 8)
                 with pytest.raises(Unavailable, match="8 events are waiting") as refused:
                     ingest.submit_blocking([an_event(event_id=f"late-{n}") for n in range(3)])
             assert refused.value.retry_after >= 1
@@ -246,11 +256,13 @@ class TestManyRequests:
         ingest = Ingest(engine, cache, Settings(), settle_seconds=0)
         with ThreadPoolExecutor() as pool:
             with occupied(engine):
-                waiting = [pool.submit(ingest.submit_blocking, [an_event()]) for _ in range(3)]
-                time.sleep(0.2)
+                under_way = pool.submit(ingest.submit_blocking, [an_event()])
+                until(lambda: is_held_up(engine))
+                queued = [pool.submit(ingest.submit_blocking, [an_event()]) for _ in range(3)]
+                until(lambda: ingest.queued_events == 3)
                 closing = pool.submit(ingest.close)
             closing.result()
-            assert [each.result().accepted for each in waiting] == [1, 1, 1]
+            assert [each.result().accepted for each in (under_way, *queued)] == [1, 1, 1, 1]
         with pytest.raises(Unavailable):
             ingest.submit_blocking([an_event()])
 

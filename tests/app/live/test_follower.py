@@ -143,7 +143,7 @@ def test_waiting_for_a_watermark_ends_when_it_is_counted(engine: Engine, ingest:
         answers = []
         for n in range(20):
             receipt = await ingest.submit([an_event("ann", f"i{n}")])
-            answers.append(await follower.wait_for(int(receipt.watermark), 5))
+            answers.append(await follower.wait_for(int(receipt.watermark), 60))
             assert follower.state.totals()[n] == 1.5
         return answers
 
@@ -226,7 +226,7 @@ def test_other_weights_are_counted_anew(engine: Engine, ingest: Ingest, follow: 
     ingest.submit_blocking([an_event("ann", "a")])
     follow().close()
     other = LiveFollower(engine, settings.model_copy(update={"feedback_weights": {"click": 3.0}}))
-    assert other.caught_up(10)
+    assert other.caught_up(60)
     assert other.state.totals().tolist() == [4.0]
     other.close()
 
