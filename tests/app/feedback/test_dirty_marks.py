@@ -53,6 +53,32 @@ class TestReadYourWrites:
         assert read_view("ann").interactions == 1
 
 
+class TestTwoWriters:
+    def test_the_end_of_one_leaves_the_mark_of_the_other(self, cache: redis.Redis) -> None:
+        ann, bob = (user_state.view_key("v", user) for user in ("ann", "bob"))
+        cache.hset(ann, mapping={"gen": "0", "view": "a past", "server": "s"})
+        for token in ("first", "second"):
+            dirty_marks.mark(cache, "v", ["ann", "bob"], token, ttl_seconds=100)
+        assert b"view" not in cache.hgetall(ann)
+        seen = {key: cache.hget(key, "gen") for key in (ann, bob)}
+        dirty_marks.clear(cache, "v", ["ann", "bob"], "first", ttl_seconds=100)
+        for key in (ann, bob):
+            assert set(cache.hgetall(key)) == {b"gen", b"d:second"}
+            assert cache.hget(key, "gen") != seen[key]
+            assert cache.ttl(key) > 0
+        dirty_marks.clear(cache, "v", ["ann", "bob"], "second", ttl_seconds=100)
+        assert not cache.exists(ann, bob)
+
+    def test_a_mark_that_is_gone_leaves_no_generation_that_a_rebuild_planted_meanwhile(
+        self, cache: redis.Redis
+    ) -> None:
+        key = user_state.view_key("v", "ann")
+        cache.hset(key, mapping={"gen": "planted", "d:other": "0"})
+        dirty_marks.clear(cache, "v", ["ann"], "evicted", ttl_seconds=100)
+        assert cache.hget(key, "gen") != b"planted"
+        assert cache.hget(key, "d:other") == b"0"
+
+
 class TestCrash:
     def test_between_commit_and_clearing_the_next_read_is_right(
         self, engine: Engine, cache: redis.Redis, read_view: ReadView, monkeypatch: pytest.MonkeyPatch
