@@ -6,7 +6,8 @@ Whatever any of them names is a candidate, some hundreds in all; a small ranker 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
@@ -28,12 +29,11 @@ from models.ranking.listwise import ListwiseRanker
 from models.retrieval.next_track.answers import (
     LONGEST,
     UNKNOWN_LISTENING,
-    HasOpinion,
     Heard,
-    NextOpinion,
+    MakesClaims,
+    Tally,
     allowed,
     best_of,
-    firsts,
 )
 from models.retrieval.next_track.attention import SessionAttention
 from models.retrieval.next_track.popular_tracks import PopularTracks
@@ -45,6 +45,7 @@ POPULAR = PopularTracks.name
 MOST_EACH = 120
 MOST_POPULAR = 200
 _LEAST_SHARE = 1e-4
+_TINY = 1e-30
 _LATENESS = (1 / np.arange(LONGEST, 0, -1)).astype(np.float32)
 """By place in a session, the latest last: 1 over how many tracks ago it was heard, itself counted."""
 
@@ -74,7 +75,7 @@ class NextBlend:
     """
 
     name: ClassVar[str] = "next_blend"
-    speakers: Mapping[str, HasOpinion]
+    speakers: Mapping[str, MakesClaims]
     popular: PopularTracks
     attention: SessionAttention | None
     ranker: ListwiseRanker
@@ -95,26 +96,27 @@ class NextBlend:
 
     def seen(self, heard: Heard, query: SessionQuery | None = None) -> Seen:
         """Candidates with all that is said of them; with a query only those that it allows."""
-        opinions = [speaker.opinion(heard) for speaker in self.speakers.values()]
-        positions = np.sort(np.concatenate([opinion.best(MOST_EACH) for opinion in opinions]))
-        positions = positions[firsts(positions)]
+        said = Tally.of([speaker.claims(heard) for speaker in self.speakers.values()], self.n_items)
+        best = said.best(MOST_EACH)
+        positions = said.positions[best]
         if query is not None:
-            positions = positions[allowed(positions, query)]
+            keep = allowed(positions, query)
+            best, positions = best[keep], positions[keep]
         state = None if self.attention is None or len(heard.positions) == 0 else self.attention.state(heard)
-        said = [_said(opinions, positions), self._attended(state, positions), self._known(heard, positions)]
-        return Seen(positions, np.concatenate(said), self._situation(heard), state)
+        features = [_said(said, best), self._attended(state, positions), self._known(heard, positions)]
+        return Seen(positions, np.concatenate(features), self._situation(heard), state)
 
     def _attended(self, state: Scores | None, positions: Positions) -> NDArray[np.float32]:
         """float32[1, k]: logits of self-attention, 0 for the best; float32[0, k] in a blend without it."""
         if self.attention is None or state is None or len(positions) == 0:
             return np.zeros((int(self.attention is not None), len(positions)), np.float32)
-        logits = self.attention.vectors[positions] @ self.attention.direction(state)
+        logits = self.attention.vectors.take(positions, axis=0).dot(self.attention.direction(state))
         return np.asarray(logits - logits.max(), np.float32)[None]
 
     def _known(self, heard: Heard, positions: Positions) -> NDArray[np.float32]:
         """float32[4, k]: popular ever, popular of late, how lately it was heard in this session, and whether."""
         known = np.zeros((4, len(positions)), np.float32)
-        known[0], known[1] = (counts[positions] for counts in self._log_counts)
+        known[:2] = self._log_counts.take(positions, axis=1)
         if len(positions):
             places = np.minimum(positions.searchsorted(heard.positions), len(positions) - 1)
             is_candidate = positions[places] == heard.positions
@@ -128,12 +130,12 @@ class NextBlend:
         if n == 0:
             return np.zeros(3, np.float32)
         repeated = 1 - len(set(heard.positions.tolist())) / n
-        return np.array([np.log(n), self._log_counts[0][heard.positions[-1]], repeated], np.float32)
+        return np.array([math.log(n), self._log_counts[0, heard.positions[-1]], repeated], np.float32)
 
     @cached_property
-    def _log_counts(self) -> tuple[Scores, Scores]:
-        counts, recent = np.log1p(self.popular.counts), np.log1p(self.popular.recent)
-        return counts.astype(np.float32), recent.astype(np.float32)
+    def _log_counts(self) -> NDArray[np.float32]:
+        """float32[2, n]"""
+        return np.log1p(np.stack([self.popular.counts, self.popular.recent])).astype(np.float32)
 
     @cached_property
     def _most_popular(self) -> Positions:
@@ -180,14 +182,13 @@ class NextBlend:
         return cls(speakers, fitted[POPULAR], fitted.get(ATTENTION), ranker, chosen)
 
 
-def _said(opinions: Sequence[NextOpinion], positions: Positions) -> NDArray[np.float32]:
-    """float32[2 per opinion, k]: the logarithm of a track's share in all that is said, and its score by the best's."""
-    said = np.zeros((2 * len(opinions), len(positions)), np.float32)
-    for place, opinion in enumerate(opinions):
-        if len(opinion.scores):
-            scores = opinion.of(positions)
-            np.divide(scores, opinion.scores.sum(), out=said[2 * place])
-            np.divide(scores, opinion.scores.max(), out=said[2 * place + 1])
-    shares = said[::2]
-    np.log(shares + np.float32(_LEAST_SHARE), out=shares)
+def _said(tally: Tally, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32[2 per speaker, k]: the logarithm of a track's share in all that is said, and its score by the best's."""
+    scores = tally.scores.take(chosen, axis=1)
+    said = np.empty((2 * len(scores), len(chosen)), np.float32)
+    shares, by_best = said[::2], said[1::2]
+    np.divide(scores, np.maximum(tally.scores.sum(axis=1, keepdims=True), _TINY), out=shares)
+    np.divide(scores, np.maximum(tally.scores.max(axis=1, initial=0, keepdims=True), _TINY), out=by_best)
+    shares += np.float32(_LEAST_SHARE)
+    np.log(shares, out=shares)
     return said

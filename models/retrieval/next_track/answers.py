@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -16,6 +17,7 @@ UNKNOWN_LISTENING = 0.75
 """What is expected to be heard of a track where no fraction was ever measured; above every threshold of the rules."""
 LONGEST = 30
 """Tracks of a session that anybody looks back at."""
+_TINY = 1e-30
 _LIKED, _LEFT = 0.7, 0.3
 """Heard up to here a track was liked; from here down it speaks against its like."""
 
@@ -35,17 +37,72 @@ class Heard:
     def strengths(self) -> Scores:
         """float32[n]: 1 for what was heard (or not measured), falling below 0.7, down to -0.5 for what was skipped."""
         slope = (self.fractions - np.float32(_LEFT)) / np.float32(_LIKED - _LEFT)
-        slope[np.isnan(slope)] = 1
-        return np.asarray(np.minimum(np.maximum(slope, np.float32(-0.5)), np.float32(1)))
+        # Of a number and NaN fmin takes the number.
+        return np.asarray(np.maximum(np.fmin(slope, np.float32(1)), np.float32(-0.5)))
 
     @classmethod
     def of(cls, query: SessionQuery, n_items: int) -> Heard:
         """The latest tracks that a recommender of `n_items` knows."""
         positions, fractions = query.positions[-LONGEST:], query.fractions[-LONGEST:]
-        if positions.max(initial=-1) < n_items and positions.min(initial=0) >= 0:
+        # Read without its sign a negative number is a high one.
+        if positions.view(np.uint32).max(initial=0) < n_items:
             return cls(positions, fractions)
         is_known = (query.positions >= 0) & (query.positions < n_items)
         return cls(query.positions[is_known][-LONGEST:], query.fractions[is_known][-LONGEST:])
+
+
+class Claims(NamedTuple):
+    """What one recommender says of the next track, piece by piece.
+
+    positions: int32[n], each as often as something speaks for it or against it
+    scores:    float32[n], below 0 where it speaks against
+    """
+
+    positions: Positions
+    scores: Scores
+
+    @classmethod
+    def none(cls) -> Claims:
+        return cls(np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+class Tally(NamedTuple):
+    """What several recommenders say, added up.
+
+    positions: int32[p], ascending, each once: whatever anybody named
+    scores:    float64[s, p], what each says of them in all; 0 where it says nothing, or more against than for
+    """
+
+    positions: Positions
+    scores: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, claims: Sequence[Claims], n_items: int) -> Tally:
+        """Adds up by counting in a row of cells for each recommender: sorting takes three times as long."""
+        positions = np.concatenate([each.positions for each in claims]).astype(np.intp)
+        # Only cells that are written to are ever read.
+        cells, numbers = np.empty(n_items, np.int32), np.arange(len(positions), dtype=np.int32)
+        cells[positions] = numbers
+        named = positions.compress(cells[positions] == numbers).astype(np.int32)
+        named.sort()
+        k = len(named)
+        cells[named] = numbers[:k]
+        cell = cells[positions]
+        start = len(claims[0].positions)
+        for row, each in enumerate(claims[1:], 1):
+            cell[start : start + len(each.positions)] += row * k
+            start += len(each.positions)
+        weights = np.concatenate([each.scores for each in claims])
+        scores = np.bincount(cell, weights, len(claims) * k).reshape(len(claims), k)
+        return cls(named, np.maximum(scores, 0, out=scores))
+
+    def best(self, most: int) -> NDArray[np.int64]:
+        """int64[k], ascending: places in `positions` of the `most` highest of each; more where the last are equal."""
+        if len(self.positions) <= most:
+            least = np.zeros(len(self.scores))
+        else:
+            least = np.partition(self.scores, -most, axis=1)[:, -most]
+        return np.flatnonzero((self.scores >= np.maximum(least, _TINY)[:, None]).any(axis=0))
 
 
 class NextOpinion(NamedTuple):
@@ -59,42 +116,19 @@ class NextOpinion(NamedTuple):
     scores: Scores
 
     @classmethod
-    def none(cls) -> NextOpinion:
-        return cls(np.empty(0, np.int32), np.empty(0, np.float32))
-
-    def best(self, most: int) -> Positions:
-        """int32[up to most]: the positions of the highest, in no order."""
-        if len(self.positions) <= most:
-            return self.positions
-        kept = np.argpartition(self.scores, len(self.scores) - most)[len(self.scores) - most :]
-        return self.positions[kept]
-
-    def of(self, positions: Positions) -> Scores:
-        """float32[m]: the scores of these positions, 0 where there is none."""
-        if len(self.positions) == 0:
-            return np.zeros(len(positions), np.float32)
-        found = np.minimum(self.positions.searchsorted(positions), len(self.positions) - 1)
-        return np.where(self.positions[found] == positions, self.scores[found], np.float32(0))
+    def of(cls, claims: Claims, n_items: int) -> NextOpinion:
+        positions, (scores,) = Tally.of([claims], n_items)
+        is_for = scores > 0
+        return cls(positions[is_for], scores[is_for].astype(np.float32))
 
 
-class HasOpinion(Protocol):
-    """A recommender whose opinion of a session is a short list."""
+class MakesClaims(Protocol):
+    """A recommender that says little of a session: it names some hundreds or thousands of tracks."""
 
     @property
     def n_items(self) -> int: ...
 
-    def opinion(self, heard: Heard) -> NextOpinion: ...
-
-
-def summed(positions: Positions, scores: Scores) -> NextOpinion:
-    """Scores of the same position added up; what isn't above 0 is left out."""
-    if len(positions) == 0:
-        return NextOpinion.none()
-    positions, order = in_order(positions)
-    starts = firsts(positions)
-    sums = np.add.reduceat(scores[order], starts)
-    is_for = sums > 0
-    return NextOpinion(positions[starts][is_for], sums[is_for])
+    def claims(self, heard: Heard) -> Claims: ...
 
 
 def in_order(values: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -126,7 +160,7 @@ def allowed(positions: Positions, query: SessionQuery) -> Mask:
 def answer(positions: Positions, scores: Scores, query: SessionQuery) -> NextCandidates:
     """The `query.limit` best allowed tracks; ties go to the lower position. What will be heard of them is not known.
 
-    positions: int32[k], each once; scores: float32[k], finite
+    positions: int32[k], ascending, each once; scores: float32[k], finite
     """
     keep = allowed(positions, query)
     return best_of(positions[keep], scores[keep], query.limit)
@@ -138,11 +172,12 @@ def best_of(positions: Positions, scores: Scores, limit: int) -> NextCandidates:
         least = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else np.inf
         keep = scores >= least
         positions, scores = positions[keep], scores[keep]
-    order = np.lexsort((positions, -scores))[:limit]
+    order = (-scores).argsort(kind="stable")[:limit]
     heard = np.full(len(order), UNKNOWN_LISTENING, np.float32)
     return NextCandidates(positions[order].astype(np.int32), scores[order].astype(np.float32), heard)
 
 
-def answer_of(recommender: HasOpinion, query: SessionQuery) -> NextCandidates:
-    """The answer of a recommender that has nothing but an opinion."""
-    return answer(*recommender.opinion(Heard.of(query, recommender.n_items)), query)
+def answer_of(recommender: MakesClaims, query: SessionQuery) -> NextCandidates:
+    """The answer of a recommender that has nothing but claims."""
+    claims = recommender.claims(Heard.of(query, recommender.n_items))
+    return answer(*NextOpinion.of(claims, recommender.n_items), query)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from models.contracts import Arrays, NextCandidates, Parameters, Parts, Positions, Scores, SessionQuery
-from models.retrieval.next_track.answers import Heard, NextOpinion, answer_of, summed
+from models.retrieval.next_track.answers import Claims, Heard, NextOpinion, answer_of
 
 MOST_LINKS = 300
 """The strongest links that a track keeps."""
@@ -47,17 +47,20 @@ class LinkedTracks:
         """float32[last]: how loud the session's tracks vote, the latest first."""
         return (self.decay ** np.arange(self.last)).astype(np.float32)
 
-    def opinion(self, heard: Heard) -> NextOpinion:
+    def claims(self, heard: Heard) -> Claims:
         """Everything that the latest tracks point to."""
         latest = heard.positions[: -self.last - 1 : -1]
         if len(latest) == 0:
-            return NextOpinion.none()
+            return Claims.none()
         votes = heard.strengths[: -self.last - 1 : -1] * self._fading[: len(latest)]
         starts, ends = self.bounds[latest], self.bounds[latest + 1]
         slices = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         weights = np.concatenate([self.weights[part] for part in slices])
         weights *= votes.repeat(ends - starts)
-        return summed(np.concatenate([self.others[part] for part in slices]), weights)
+        return Claims(np.concatenate([self.others[part] for part in slices]), weights)
+
+    def opinion(self, heard: Heard) -> NextOpinion:
+        return NextOpinion.of(self.claims(heard), self.n_items)
 
     def next(self, query: SessionQuery) -> NextCandidates:
         return answer_of(self, query)

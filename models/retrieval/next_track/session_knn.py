@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.contracts import Arrays, NextCandidates, Parameters, Parts, Positions, Scores, SessionQuery
 from models.data.sessions import Sessions
-from models.retrieval.next_track.answers import Heard, NextOpinion, answer_of, firsts, in_order, summed
+from models.retrieval.next_track.answers import Claims, Heard, NextOpinion, answer_of, firsts, in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,11 @@ class SessionKnn:
         age = np.arange(len(self.bounds) - 1)[::-1]
         return (0.5 ** (age / self.nearness.half_life) / self._lengths**self.nearness.shortness).astype(np.float32)
 
-    def opinion(self, heard: Heard) -> NextOpinion:
+    def claims(self, heard: Heard) -> Claims:
         """What the neighbours went on with, or had around what they have in common."""
         common = self._common(heard)
         if common is None:
-            return NextOpinion.none()
+            return Claims.none()
         sessions, likeness, places = self._neighbours(*common)
         first, lengths = self.bounds[sessions], self._lengths[sessions]
         ends = lengths.cumsum()
@@ -121,7 +121,10 @@ class SessionKnn:
         away = self._place_of[index] - places.repeat(lengths)
         say = np.exp(np.abs(away) * np.float32(-1 / self.nearness.reach))
         say[away < 0] *= np.float32(self.nearness.before)
-        return summed(self.tracks[index], say * likeness.repeat(lengths))
+        return Claims(self.tracks[index], say * likeness.repeat(lengths))
+
+    def opinion(self, heard: Heard) -> NextOpinion:
+        return NextOpinion.of(self.claims(heard), self.n_items)
 
     def _common(self, heard: Heard) -> tuple[NDArray[np.int32], NDArray[np.int32], Scores] | None:
         """Earlier listens of this session's tracks: the session of each, its place there, and what it counts."""
