@@ -50,7 +50,7 @@ class ArtifactError(Exception):
         self.cause = cause
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RowMap:
     """Which database row is at which position of the fitted arrays, both ways.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import orjson
@@ -13,11 +14,13 @@ FORMAT = 1
 HEADER = struct.Struct("<BxxxiIIIIII")
 """format, user row (-1: none), history, seen, interactions, positives, bytes of categories and of exposures; 32 bytes,
 so that the float64 array behind it is aligned."""
+MOST_KEPT = 1_500
+"""Views that stay decoded, by their bytes: some kilobytes each."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class UserView:
-    """One user's past: one entry per distinct item by its latest state, oldest first.
+    """One user's past: one entry per distinct item by its latest state, oldest first. The same only as itself.
 
     user_row:     None for a user that the database doesn't know
     rows:         int32[n], the newest `history_length` items
@@ -96,8 +99,10 @@ def encode(view: UserView) -> bytes:
     return b"".join((header, *(array.tobytes() for array in arrays), categories, exposed))
 
 
+@lru_cache(MOST_KEPT)
 def decode(encoded: bytes) -> UserView:
-    """The view again; its arrays are read-only windows on `encoded`.
+    """The view again; its arrays are read-only windows on `encoded`. The very same one for the same bytes, so that what
+    was made of it can be kept.
 
     Raises ValueError on bytes that another version of this program wrote.
     """

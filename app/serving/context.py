@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -24,13 +24,25 @@ from app.storage.redis import VERSIONS_KEY
 from app.storage.redis_multiplexer import RedisMultiplexer, mapping
 
 T = TypeVar("T")
+Reply = dict[bytes, bytes] | list[bytes]
 
 POSTGRES_SECONDS = 2.0
 """A request waits no longer for Postgres before it is answered without the user's past."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserContext:
+# The search for a metric's label values costs more than counting does.
+_from_redis = lru_cache(partial(telemetry.VIEW_READS.labels, "redis"))
+
+
+class _Known(NamedTuple):
+    """What Redis said of the versions last, and what that means."""
+
+    reply: Reply
+    server: str
+    versions: Mapping[str, str]
+
+
+class UserContext(NamedTuple):
     """A user's past as this request sees it, and the versions that Redis, or else Postgres, knew at the same moment.
 
     view:     None where neither Redis nor Postgres could tell
@@ -43,7 +55,7 @@ class UserContext:
 
     def as_of(self, at: float | None) -> UserContext:
         """The context without what the user did after `at` (unix seconds); None leaves it as it is."""
-        return self if at is None or self.view is None else replace(self, view=self.view.as_of(at))
+        return self if at is None or self.view is None else self._replace(view=self.view.as_of(at))
 
 
 class ContextReader:
@@ -70,6 +82,7 @@ class ContextReader:
         self._postgres = postgres_breaker or Breaker("postgres", patience_seconds=POSTGRES_SECONDS)
         self._loading: dict[tuple[str, str, bytes], asyncio.Task[UserView]] = {}
         self._cache_version = cache_version
+        self._known: _Known | None = None
 
     async def read(self, user_id: str) -> UserContext:
         """Never raises for a dependency: what is missing is None in the answer."""
@@ -91,12 +104,12 @@ class ContextReader:
         if self._redis.lets_through():
             since = time.monotonic()
             try:
-                server, (versions,) = await self._cache.ask(("HGETALL", VERSIONS_KEY))
+                server, (raw,) = await self._cache.ask(("HGETALL", VERSIONS_KEY))
             except (RedisError, OSError) as error:
                 self._redis.failed(error, since=since)
             else:
                 self._redis.answered()
-                return _versions(mapping(versions), server)
+                return self._versions(raw, server)
         return await self._asked_postgres(versions_in_postgres)
 
     async def _asked_redis(self, user_id: str) -> tuple[Mapping[str, str], user_state.View, bool]:
@@ -109,14 +122,21 @@ class ContextReader:
 
     async def _view(self, user_id: str, found: user_state.View) -> UserView | None:
         if found.view is not None:
-            telemetry.VIEW_READS.labels("redis").inc()
+            _from_redis().inc()
             return found.view
         return await self._rebuilt(user_id, found)
 
     async def _fetch(self, user_id: str) -> tuple[Mapping[str, str], user_state.View]:
         key = user_state.view_key(self._cache_version.current, user_id)
         server, (versions, raw) = await self._cache.ask(("HGETALL", VERSIONS_KEY), ("HGETALL", key))
-        return _versions(mapping(versions), server), user_state.interpret(mapping(raw), server, time.time())
+        return self._versions(versions, server), user_state.interpret(mapping(raw), server, time.time())
+
+    def _versions(self, reply: Reply, server: str) -> Mapping[str, str]:
+        """Read once, for it is nearly always the same."""
+        known = self._known
+        if known is None or reply != known.reply or server != known.server:
+            known = self._known = _Known(reply, server, _versions(mapping(reply), server))
+        return known.versions
 
     async def _rebuilt(self, user_id: str, found: user_state.View) -> UserView | None:
         """The view from Postgres, loaded once however many requests wait for it.

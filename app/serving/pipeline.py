@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app import telemetry
 from app.catalog.rules import Promotion
@@ -27,9 +28,9 @@ from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.inventory import Inventory, InventoryHost
 from app.serving.pages import PageStore, Pinned
 from app.serving.request_ids import new_request_id
-from app.serving.retrieve import Retrieved, below, history_of, retrieve, with_reasons
+from app.serving.retrieve import NO_PAST, Retrieved, below, past_of, retrieve, with_reasons
 from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins, without_pinned
-from models.contracts import History, Query
+from models.contracts import Query
 
 _counter = lru_cache(256)(telemetry.RECOMMENDATIONS.labels)
 
@@ -269,24 +270,34 @@ def _is_natural(ask: Ask) -> bool:
 def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given: Sequence[int] = ()) -> Query:
     """The question to the recommenders: filters, blocks, what was seen and given, and the user's history."""
     at = time.time() if ask.at is None else ask.at
-    release = inventory.release
-    hidden = [inventory.rules.blocked(user_id=ask.user_id, categories=ask.categories, at=at)]
+    past = NO_PAST if view is None else past_of(view, inventory.release)
+    hidden = _hidden_rows(ask, inventory, at, given)
+    excluded = NO_PAST.seen if ask.include_seen else past.seen
+    if hidden:
+        positions = inventory.release.positions(np.concatenate(hidden))
+        excluded = np.concatenate([positions[positions >= 0], excluded])
+    return Query(
+        limit=ask.limit + LOOKAHEAD,
+        at=at,
+        history=past.history,
+        eligible=inventory.eligible(categories=ask.categories, kind=ask.kind, creator=ask.creator),
+        excluded=excluded,
+        preferred_categories=view.preferred_categories if view is not None else (),
+        live=inventory.live,
+    )
+
+
+def _hidden_rows(ask: Ask, inventory: Inventory, at: float, given: Sequence[int]) -> list[NDArray[np.int32]]:
+    """What this request must not show, beside what nobody is shown, which is not eligible, and what the user saw."""
+    hidden = []
+    blocked = inventory.rules.blocked(user_id=ask.user_id, categories=ask.categories, at=at)
+    if blocked is not inventory.rules.blocked_always:
+        hidden.append(blocked)
     if ask.exclude:
         hidden.append(inventory.catalog.rows(ask.exclude))
     if given:
         hidden.append(np.array(given, np.int32))
-    if view is not None and not ask.include_seen:
-        hidden.append(view.seen)
-    excluded = release.positions(np.concatenate(hidden))
-    return Query(
-        limit=ask.limit + LOOKAHEAD,
-        at=at,
-        history=History.empty() if view is None else history_of(view, release),
-        eligible=inventory.eligible(categories=ask.categories, kind=ask.kind, creator=ask.creator),
-        excluded=excluded[excluded >= 0],
-        preferred_categories=view.preferred_categories if view is not None else (),
-        live=inventory.live,
-    )
+    return hidden
 
 
 def arrange(
