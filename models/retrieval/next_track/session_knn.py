@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 
 from models.contracts import Arrays, NextCandidates, Parameters, Parts, Positions, Scores, SessionQuery
 from models.data.sessions import Sessions
-from models.retrieval.next_track.answers import Claims, Heard, NextOpinion, answer_of, firsts, in_order
+from models.retrieval.next_track.answers import Claims, Heard, NextOpinion, answer_of, firsts
+
+_MOST_LAST = 256
+"""Tracks of a session that could count."""
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +72,10 @@ class SessionKnn:
         return len(self.starts) - 1
 
     @cached_property
-    def _session_of(self) -> NDArray[np.int32]:
-        return np.repeat(np.arange(len(self.bounds) - 1, dtype=np.int32), np.diff(self.bounds))
-
-    @cached_property
-    def _place_of(self) -> NDArray[np.int32]:
-        """int32[n]: each listen's place in its session."""
-        return (np.arange(len(self.tracks)) - self.bounds[:-1][self._session_of]).astype(np.int32)
-
-    @cached_property
-    def _windows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """int64[n_items] twice: where in `listens` the newest of each track begin and end."""
+    def _windows(self) -> NDArray[np.int64]:
+        """int64[n_items, 2]: where in `listens` the newest of each track begin and end."""
         ends = self.starts[1:]
-        return np.maximum(self.starts[:-1], ends - self.nearness.newest), ends
+        return np.stack([np.maximum(self.starts[:-1], ends - self.nearness.newest), ends], axis=1)
 
     @cached_property
     def _fading(self) -> Scores:
@@ -88,14 +83,13 @@ class SessionKnn:
         return (self.nearness.decay ** np.arange(self.nearness.last)).astype(np.float32)
 
     @cached_property
-    def _lengths(self) -> NDArray[np.int64]:
-        """int64[s]"""
-        return np.diff(self.bounds)
-
-    @cached_property
-    def _by_track(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """int32[n] twice: the session of each of `listens`, and its place there; side by side for a track."""
-        return self._session_of[self.listens], self._place_of[self.listens]
+    def _by_track(self) -> NDArray[np.int64]:
+        """int64[n]: of each of `listens`, the session in the upper half and in the lower one its place there, times
+        _MOST_LAST. Side by side for a track, and sorting these sorts by session."""
+        lengths = np.diff(self.bounds)
+        session = np.repeat(np.arange(len(lengths)), lengths)
+        places = np.arange(len(self.tracks)) - self.bounds[:-1].repeat(lengths)
+        return np.asarray((session << 32 | places * _MOST_LAST)[self.listens])
 
     @cached_property
     def _rarity(self) -> Scores:
@@ -107,7 +101,8 @@ class SessionKnn:
     def _worth(self) -> Scores:
         """float32[s]: what a neighbour counts, however alike."""
         age = np.arange(len(self.bounds) - 1)[::-1]
-        return (0.5 ** (age / self.nearness.half_life) / self._lengths**self.nearness.shortness).astype(np.float32)
+        lengths = np.diff(self.bounds)
+        return (0.5 ** (age / self.nearness.half_life) / lengths**self.nearness.shortness).astype(np.float32)
 
     def claims(self, heard: Heard) -> Claims:
         """What the neighbours went on with, or had around what they have in common."""
@@ -115,53 +110,66 @@ class SessionKnn:
         if common is None:
             return Claims.none()
         sessions, likeness, places = self._neighbours(*common)
-        first, lengths = self.bounds[sessions], self._lengths[sessions]
+        begins = self.bounds.take(sessions)
+        lengths = self.bounds.take(sessions + 1)
+        lengths -= begins
         ends = lengths.cumsum()
-        index = np.arange(ends[-1]) + (first - ends + lengths).repeat(lengths)
-        away = self._place_of[index] - places.repeat(lengths)
-        say = np.exp(np.abs(away) * np.float32(-1 / self.nearness.reach))
-        say[away < 0] *= np.float32(self.nearness.before)
-        return Claims(self.tracks[index], say * likeness.repeat(lengths))
+        listens = (begins - ends + lengths).repeat(lengths)
+        listens += np.arange(len(listens))
+        away = np.subtract(listens, (begins + places).repeat(lengths), dtype=np.float64).astype(np.float32)
+        # What stands right at the mean of several places doesn't stand before it for rounding's sake.
+        is_before = away < -_ROUNDING
+        says = np.abs(away, out=away)
+        says *= -1 / self.nearness.reach
+        np.exp(says, out=says)
+        np.multiply(says, self.nearness.before, out=says, where=is_before)
+        says *= likeness.repeat(lengths)
+        return Claims(self.tracks.take(listens), says)
 
     def opinion(self, heard: Heard) -> NextOpinion:
         return NextOpinion.of(self.claims(heard), self.n_items)
 
-    def _common(self, heard: Heard) -> tuple[NDArray[np.int32], NDArray[np.int32], Scores] | None:
-        """Earlier listens of this session's tracks: the session of each, its place there, and what it counts."""
+    def _common(self, heard: Heard) -> tuple[NDArray[np.int64], Scores] | None:
+        """Earlier listens of this session's tracks, as in `_by_track` with which track it is (0 for the first) in the
+        last digit, by session; and what each of these tracks counts."""
         latest = heard.positions[: -self.nearness.last - 1 : -1]
-        loudness = heard.strengths[: -self.nearness.last - 1 : -1] * self._fading[: len(latest)] * self._rarity[latest]
-        windows = zip(loudness.tolist(), *(each[latest].tolist() for each in self._windows), strict=True)
-        # Of a track that was heard twice the later time counts.
-        found = dict(reversed(list(zip(latest.tolist(), windows, strict=True))))
-        weights, parts = [], []
-        for loud, start, end in found.values():
-            weights.append(loud)
-            parts.append(slice(start, end))
-        counts = [part.stop - part.start for part in parts]
+        loudness = heard.strengths[: -self.nearness.last - 1 : -1] * self._fading[: len(latest)]
+        tracks = latest.tolist()
+        if len(set(tracks)) < len(tracks):
+            # Of a track that was heard twice the later time counts.
+            once = [place for place, track in enumerate(tracks) if track not in tracks[:place]]
+            latest, loudness = latest[once], loudness[once]
+        parts = [self._by_track[start:end] for start, end in self._windows.take(latest, axis=0).tolist()]
+        counts = [len(part) for part in parts]
         if not sum(counts):
             return None
-        sessions, places = (np.concatenate([each[part] for part in parts]) for each in self._by_track)
-        return sessions, places, np.array(weights, np.float32).repeat(counts)
+        listens = np.concatenate(parts)
+        listens += np.arange(len(parts)).repeat(counts)
+        listens.sort()
+        return listens, loudness * self._rarity.take(latest)
 
     def _neighbours(
-        self, sessions: NDArray[np.int32], places: NDArray[Any], weights: Scores
-    ) -> tuple[NDArray[np.int32], Scores, NDArray[np.float32]]:
+        self, listens: NDArray[np.int64], loudness: Scores
+    ) -> tuple[NDArray[np.int64], Scores, NDArray[np.float64]]:
         """The nearest sessions, how near they are, and about where in each stands what is in common."""
-        sessions, order = in_order(sessions)
-        weights = weights[order]
+        sessions = listens >> 32
+        listens &= 0xFFFFFFFF
+        weights = loudness.take(listens % _MOST_LAST)
+        listens //= _MOST_LAST
         starts = firsts(sessions)
-        alike = np.add.reduceat(weights, starts)
-        loud = np.abs(weights)
-        places = np.add.reduceat(loud * places[order], starts) / np.maximum(
-            np.add.reduceat(loud, starts), np.float32(1e-9)
-        )
-        found = sessions[starts]
-        likeness = alike * self._worth[found]
+        found = sessions.take(starts)
+        alike = total = np.add.reduceat(weights, starts)
+        if loudness.min() < 0:
+            np.abs(weights, out=weights)
+            total = np.add.reduceat(weights, starts)
+        places = np.add.reduceat(weights * listens, starts)
+        places /= np.maximum(total, np.float32(1e-9))
+        likeness = alike * self._worth.take(found)
         if len(found) > self.nearness.neighbours:
             # Sessions around what was skipped speak as loudly against as others speak for.
             near = np.argpartition(np.abs(likeness), -self.nearness.neighbours)[-self.nearness.neighbours :]
-            found, likeness, places = found[near], likeness[near], places[near]
-        return found, likeness, places.astype(np.float32)
+            found, likeness, places = found.take(near), likeness.take(near), places.take(near)
+        return found, likeness, places
 
     def next(self, query: SessionQuery) -> NextCandidates:
         return answer_of(self, query)
