@@ -31,9 +31,9 @@ from models.data.dataset import Dataset, Interactions, ItemTable
 from models.live.state import DayLedger, LiveState
 from models.live.stream import live_state_of
 from models.ranking.features import steps_of
-from models.retrieval.dense import DenseRecommender, best_of, is_allowed
+from models.retrieval.dense import DenseRecommender
 from models.training import fit_recipes
-from models.two_stage import Blend, _key
+from models.two_stage import Blend, _highest
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "movietweetings-100k"
 SHOWN = 10
@@ -169,7 +169,7 @@ class _Writer:
 
 def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
     """Microseconds of each step, for users who were asked before."""
-    n, live, ranker, kept = blend.n_items, blend.live_counts, blend.ranker, blend._kept
+    live, ranker, kept = blend.live_counts, blend.ranker, blend._kept
     signals = queries[0].live
     if signals is None:
         raise ValueError("nobody counts")
@@ -184,8 +184,9 @@ def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
     for query in queries:
         blend.recommend(query)
     for query in queries:
-        allowed = timed("filters", is_allowed, query, n)
         chosen = timed("candidates, kept", blend._found, query)
+        allowed = timed("filters, kept", blend._allowed, query, chosen)
+        timed("filters", blend._allowed, query, chosen._replace(allowed=None))
         personal, front, since = chosen.personal, chosen.front, chosen.since
         steps = timed("where visitors of the latest items were, kept", steps_of, query)
         timed("candidates, of a new history", blend._find, query, None, front, since, steps)
@@ -193,10 +194,10 @@ def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
         view = timed("features", blend._view, query, personal)
         timed("of them shares", live.log_shares_of, query, view.positions)
         scores = timed("ranker", ranker.scores, view.features, view.context)
-        timed("cut", best_of, view.positions, scores, allowed, query.limit)
+        timed("cut", _highest, view.positions, scores, allowed, query.limit)
         best = timed("all of it", blend.recommend, query).positions[:SHOWN]
         timed("reasons for ten", blend.reasons, query, best)
-        kept.keep_found(_key(query), chosen._replace(personal=personal._replace(reasons={})))
+        kept.keep_found(blend._key(query), chosen._replace(personal=personal._replace(reasons={})))
         blend.recommend(query)
         timed("reasons for ten, not given before", blend.reasons, query, best)
     return {name: statistics.median(costs) for name, costs in found.items()}

@@ -41,10 +41,10 @@ from models.ranking.features import (
     steps_of,
 )
 from models.ranking.listwise import ListwiseRanker
-from models.retrieval.dense import DenseRecommender, allowed_scores, best_of, is_allowed
+from models.retrieval.dense import DenseRecommender, allowed_scores, is_allowed
 from models.retrieval.live_counts import LiveCounts
 from models.retrieval.opinions import Opinion, Source
-from models.views import Found, Front, Kept, Personal, Usual, View
+from models.views import Allowed, Found, Front, Kept, Personal, Usual, View
 
 FEWEST_CANDIDATES = 100
 """Where filters leave fewer candidates, more than were asked for, everything that they allow is one."""
@@ -100,12 +100,14 @@ class Blend(DenseRecommender):
 
     def recommend(self, query: Query) -> Candidates:
         """The best of the candidates: of the leading items and of those that anything personal nominates."""
-        allowed, personal = is_allowed(query, self.n_items), self._found(query).personal
-        if np.count_nonzero(allowed.take(personal.positions)) < FEWEST_CANDIDATES + query.limit:
-            personal = self._with_own(allowed.nonzero()[0], personal)
+        found = self._found(query)
+        personal, allowed = found.personal, self._allowed(query, found)
+        if len(allowed) < FEWEST_CANDIDATES + query.limit:
+            personal = self._with_own(is_allowed(query, self.n_items).nonzero()[0], personal)
+            allowed = np.arange(len(personal.positions))
         view = self._view(query, personal)
         scores = self.ranker.scores(view.features, view.context)
-        best = best_of(view.positions, scores, allowed, query.limit)
+        best = _highest(view.positions, scores, allowed, query.limit)
         answer = Candidates(view.positions[best].astype(np.int32), scores[best])
         places = dict(zip(answer.positions.tolist(), best.tolist(), strict=True))
         self._kept.keep(query, view._replace(places=places))
@@ -203,7 +205,7 @@ class Blend(DenseRecommender):
 
     def _found(self, query: Query) -> Found:
         """The user's candidates. Kept: they change with their history and the signals alone, and with the hour."""
-        live, key = query.live, _key(query)
+        live, key = query.live, self._key(query)
         # Before all that is asked of the signals: what comes in between is then looked at for the next question.
         version = 0 if live is None else live.version
         found = self._kept.found(key)
@@ -217,6 +219,20 @@ class Blend(DenseRecommender):
             found = self._find(query, found, front, leading.since, steps)._replace(version=version)
         self._kept.keep_found(key, found)
         return found
+
+    def _allowed(self, query: Query, found: Found) -> NDArray[np.int64]:
+        """int64[k]: where among the candidates those stand that the query allows. Who asks again mostly asks for the
+        same."""
+        allowed = found.allowed
+        if allowed is None or allowed.eligible is not query.eligible or allowed.excluded is not query.excluded:
+            places = is_allowed(query, self.n_items).take(found.personal.positions).nonzero()[0]
+            allowed = Allowed(query.eligible, query.excluded, places)
+            self._kept.keep_found(self._key(query), found._replace(allowed=allowed))
+        return allowed.places
+
+    def _key(self, query: Query) -> Hashable:
+        """What the sources are told of the user, and as of which hour."""
+        return query.at // _KEPT_SECONDS, query.preferred_categories, self._kept.name_of(query.history)
 
     def _find(
         self, query: Query, before: Found | None, front: Front, since: Positions, steps: tuple[Step, ...]
@@ -318,11 +334,13 @@ def _plain(query: Query) -> Query:
     return Query(limit=0, at=at, history=query.history, preferred_categories=query.preferred_categories)
 
 
-def _key(query: Query) -> Hashable:
-    """What the sources are told of the user, and as of which hour."""
-    history, hour = query.history, query.at // _KEPT_SECONDS
-    columns = history.positions, history.weights, history.signs, history.timestamps
-    return hour, query.preferred_categories, *(column.tobytes() for column in columns)
+def _highest(positions: Indices, scores: Scores, places: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """The `limit` of these places with the best scores, best first; ties go to the lower position."""
+    if limit < len(places):
+        left = scores.take(places)
+        least = np.partition(left, len(left) - limit)[len(left) - limit] if limit else np.inf
+        places = places[left >= least]
+    return places[np.lexsort((positions[places], -scores[places]))[:limit]]
 
 
 def _led_here(co_visits: CoVisits, liked: set[int], positions: Positions) -> list[Reason | None]:

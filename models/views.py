@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Indices, LiveSignals, Positions, Query, Reason
+from models.contracts import History, Indices, LiveSignals, Mask, Positions, Query, Reason
 from models.ranking.features import Step
 from models.retrieval.opinions import Opinion
 
@@ -78,6 +78,14 @@ class Front(NamedTuple):
     usual: Usual
 
 
+class Allowed(NamedTuple):
+    """places: int64[k]: where among some positions those stand that these very filters leave over."""
+
+    eligible: Mask | None
+    excluded: Positions
+    places: NDArray[np.int64]
+
+
 class Found(NamedTuple):
     """One user's candidates, and what they were found from.
 
@@ -85,6 +93,7 @@ class Found(NamedTuple):
     n_asked:       so many candidates are of the front or nominees; the others depend on `since` and the steps
     front, since:  what led then
     live, version: the signals, and as of when they were last found to say what stands here
+    allowed:       of the candidates, by the filters that were asked for last
     """
 
     personal: Personal
@@ -94,6 +103,7 @@ class Found(NamedTuple):
     since: Positions
     live: LiveSignals | None
     version: int
+    allowed: Allowed | None = None
 
     def holds(self, front: Front, since: Positions, steps: tuple[Step, ...]) -> bool:
         """Whether these are the very arrays that it was found from: the signals give the same ones while they hold."""
@@ -110,12 +120,24 @@ class Kept:
     Each is one object, replaced as a whole: among threads one may be missed, never mixed up with another's.
     """
 
-    __slots__ = ("_found", "_front", "_view")
+    __slots__ = ("_found", "_front", "_names", "_view")
 
     def __init__(self) -> None:
+        self._names: dict[int, tuple[History, bytes]] = {}
         self._found: dict[Hashable, Found] = {}
         self._front: Front | None = None
         self._view: tuple[Query, View] | None = None
+
+    def name_of(self, history: History) -> bytes:
+        """The same for all histories that hold the same."""
+        known = self._names.get(id(history))
+        if known is None or known[0] is not history:
+            columns = history.positions, history.weights, history.signs, history.timestamps
+            known = history, b"".join([column.tobytes() for column in columns])
+            if len(self._names) >= MOST_USERS:
+                self._names = {}
+            self._names[id(history)] = known
+        return known[1]
 
     def front(self, leading: Positions, make: Callable[[Positions], Front]) -> Front:
         """That of this very array."""
