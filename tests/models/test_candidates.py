@@ -96,6 +96,6 @@ def test_filters_leave_the_best_of_what_they_leave(asked: tuple[Blend, list[Quer
 def test_what_is_kept_of_a_user_is_not_taken_for_other_filters(asked: tuple[Blend, list[Query]]) -> None:
     blend, queries = asked
     before = blend.recommend(queries[0]).positions
-    without = replace(queries[0], excluded=before[:3])
+    without = replace(queries[0], excluded=np.concatenate([queries[0].excluded, before[:3]]))
     assert blend.recommend(without).positions[:20].tolist() == before[3:23].tolist()
     assert blend.recommend(queries[0]).positions.tolist() == before.tolist()
