@@ -21,7 +21,7 @@ def settings() -> Settings:
 
 @pytest.fixture
 def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=2) as client:
+    with redis.Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_timeout=60) as client:
         yield client
 
 

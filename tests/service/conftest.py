@@ -28,6 +28,8 @@ from tests.service.sample import write_sample
 
 START_SECONDS = 180
 KEYS = {"read": "read-key-of-the-tests", "write": "write-key-of-the-tests", "admin": "admin-key-of-the-tests"}
+PATIENT = {"SEGUE_REDIS_TIMEOUT_SECONDS": "20"}
+"""Else a quarter of a second in which the machine does something else would be an outage."""
 HERE = Path(__file__).parent
 
 
@@ -73,8 +75,7 @@ def stores(
         "SEGUE_DATA_DIR": str(folder / "var"),
         # Else one user in a hundred would get another order than the test has in mind.
         "SEGUE_EXPLORE_SHARE": "0",
-        # Else a quarter of a second in which the machine does something else would be an outage.
-        "SEGUE_REDIS_TIMEOUT_SECONDS": "20",
+        **PATIENT,
         **{f"SEGUE_{scope.upper()}_KEY": key for scope, key in KEYS.items()},
     }
     settings = Settings.model_validate(
@@ -116,7 +117,7 @@ def train_release(settings: Settings, names: Sequence[str] | None = None) -> str
 def running(environment: dict[str, str], *arguments: str, **more: str) -> Iterator[Service]:
     """One `segue serve` on a free port, until the block ends."""
     port = free_port()
-    full = {**os.environ, **environment, **more}
+    full = {**os.environ, **PATIENT, **environment, **more}
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--no-worker", *arguments]
     with subprocess.Popen(command, env=full, stdin=subprocess.DEVNULL) as process:
         try:

@@ -28,12 +28,12 @@ def worker_of(service: Service) -> int:
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_an_idle_worker_is_gone_within_seconds(stores: Stores, end: signal.Signals) -> None:
+def test_an_idle_worker_goes_with_it(stores: Stores, end: signal.Signals) -> None:
     with running(stores.environment, "--worker") as service:
         worker = worker_of(service)
         service.process.send_signal(end)
         service.process.wait(60)
-        gone_after(8, worker)
+        await_end_of(worker)
 
 
 def test_a_training_under_way_ends_with_the_service_and_its_job_says_so(stores: Stores) -> None:
@@ -47,14 +47,14 @@ def test_a_training_under_way_ends_with_the_service_and_its_job_says_so(stores: 
         trainings = children(worker)
         service.process.kill()
         service.process.wait(60)
-        gone_after(12, worker, *trainings)
+        await_end_of(worker, *trainings)
     with running(stores.environment) as service:
         job = service.client.get(f"/admin/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == ("failed", "the worker died")
 
 
-def gone_after(seconds: float, *pids: int) -> None:
-    deadline = time.monotonic() + seconds
+def await_end_of(*pids: int) -> None:
+    deadline = time.monotonic() + 60
     while left := [pid for pid in pids if alive(pid)]:
         assert time.monotonic() < deadline, f"{left} still live"
         time.sleep(0.1)

@@ -20,6 +20,7 @@ from sqlalchemy import text
 
 from app.storage.database import open_engine
 from models.evaluation.replay import Feed
+from tests.service.conftest import PATIENT
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def replay(environment: dict[str, str], log: Path, *options: str) -> subprocess.
 
 @pytest.fixture
 def environment(new_database: Callable[[], str], redis_url: str) -> dict[str, str]:
-    return {**os.environ, "DATABASE_URL": new_database(), "REDIS_URL": redis_url}
+    return {**os.environ, **PATIENT, "DATABASE_URL": new_database(), "REDIS_URL": redis_url}
 
 
 def first_seen(log: Path, feed: Feed) -> int:
@@ -105,7 +106,7 @@ def test_whatever_ends_it_leaves_no_process_behind(log: Path, tmp_path: Path, en
         service = awaited(lambda: serving_below(running.pid))
         holders = processes_below(tmp_path)
         running.send_signal(end)
-        running.wait(30)
+        running.wait(60)
 
     awaited(lambda: not any(alive(process) for process in (service, *holders)))
     assert holders

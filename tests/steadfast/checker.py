@@ -68,6 +68,8 @@ def user_violations(
     blockable: Collection[str],
     changes: Mapping[str, Sequence[Change]],
     silences: Sequence[Silence] = (),
+    *,
+    longest_answer_s: float = LONGEST_ANSWER_S,
 ) -> Iterator[Violation]:
     """Every answer that this user should not have got.
 
@@ -78,7 +80,7 @@ def user_violations(
     states = states_of(user)
     catalogue, never_touched = frozenset(items), frozenset(blockable)
     for answer in user.answers:
-        yield from _unanswered(user, answer, silences)
+        yield from _unanswered(user, answer, silences, longest_answer_s)
         if not answer.is_promised:
             continue
         for found in (_of_past(user, states, answer, catalogue - never_touched), _of_slate(answer)):
@@ -97,12 +99,14 @@ def states_of(user: User) -> list[State]:
     return states
 
 
-def _unanswered(user: User, answer: Answer, silences: Sequence[Silence]) -> Iterator[Violation]:
+def _unanswered(
+    user: User, answer: Answer, silences: Sequence[Silence], longest_answer_s: float
+) -> Iterator[Violation]:
     call = answer.call
     if call.status not in ((None, 200, *PAGE_LOST) if answer.is_page else (None, 200)):
         yield Violation("recommendations refused", f"{user.user_id}, {_asked(answer)}: {call}", call.began)
     seconds = call.ended - call.began
-    if seconds > LONGEST_ANSWER_S and not any(began < call.ended and call.began < ended for began, ended in silences):
+    if seconds > longest_answer_s and not any(began < call.ended and call.began < ended for began, ended in silences):
         yield Violation("no answer in time", f"{user.user_id}, {_asked(answer)}: {seconds:.1f} s", call.began)
 
 

@@ -14,7 +14,14 @@ import psutil
 
 from app.storage.embedded import running_pids
 from tests.steadfast import stage
-from tests.steadfast.checker import Silence, Violation, batch_violations, storage_violations, user_violations
+from tests.steadfast.checker import (
+    LONGEST_ANSWER_S,
+    Silence,
+    Violation,
+    batch_violations,
+    storage_violations,
+    user_violations,
+)
 from tests.steadfast.faults import Faults, NobodyThere
 from tests.steadfast.history import Fault, told
 from tests.steadfast.load import Load, Pace
@@ -34,12 +41,13 @@ Plan = Iterator[list[str]]
 @dataclass(frozen=True)
 class Bounds:
     """How soon everything serves again, how soon nothing is left of a killed service, or of one that
-    may drain, and how long anything is stopped."""
+    may drain, how long anything is stopped, and how soon there is an answer."""
 
     healed_s: float = 30.0
     gone_s: float = 5.0
     drained_s: float = 20.0
     longest_stop_s: float = 5.0
+    answered_s: float = LONGEST_ANSWER_S
 
 
 @dataclass
@@ -204,7 +212,12 @@ class Run:
     def _check_users(self, *, all_of_them: bool = False) -> None:
         for user in self._load.finished_users(all_of_them=all_of_them):
             for violation in user_violations(
-                user, (*stage.ITEMS, *stage.BLOCKABLE), stage.BLOCKABLE, self._load.changes, self._silences()
+                user,
+                (*stage.ITEMS, *stage.BLOCKABLE),
+                stage.BLOCKABLE,
+                self._load.changes,
+                self._silences(),
+                longest_answer_s=self._bounds.answered_s,
             ):
                 self._found(violation)
 

@@ -17,7 +17,7 @@ from app.storage.embedded import running_pids
 from tests.steadfast.calls import Target
 
 SERVERS = frozenset({"supervisor", "postgres", "valkey"})
-END_PATIENCE_S = 60.0
+END_PATIENCE_S = 90.0
 _POLL_S = 0.05
 _OURS = ("DATABASE_URL", "REDIS_URL", "PROMETHEUS_MULTIPROC_DIR")
 

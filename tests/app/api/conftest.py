@@ -13,11 +13,13 @@ from app.settings import Settings
 
 URL = "http://localhost"
 """Without a key only this machine may ask."""
+PATIENT = {"redis_timeout_seconds": 20.0}
+"""Else a quarter of a second in which the machine does something else would be an outage."""
 
 
 @pytest.fixture
 def client(postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[TestClient]:
-    settings = Settings(DATABASE_URL=postgres_url, REDIS_URL=redis_url, data_dir=tmp_path)
+    settings = Settings(DATABASE_URL=postgres_url, REDIS_URL=redis_url, data_dir=tmp_path, **PATIENT)
     with TestClient(create_app(settings), base_url=URL, raise_server_exceptions=False) as opened:
         yield opened
 
@@ -28,6 +30,6 @@ def lasting_client(
 ) -> Iterator[TestClient]:
     """The same, once for all tests that leave nothing behind: requests that are refused."""
     folder = tmp_path_factory.mktemp("data")
-    settings = Settings(DATABASE_URL=new_database(), REDIS_URL=redis_server_url, data_dir=folder)
+    settings = Settings(DATABASE_URL=new_database(), REDIS_URL=redis_server_url, data_dir=folder, **PATIENT)
     with TestClient(create_app(settings), base_url=URL, raise_server_exceptions=False) as opened:
         yield opened

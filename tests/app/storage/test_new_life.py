@@ -26,7 +26,7 @@ from tests.app.feedback.examples import an_event
 
 @pytest.fixture
 def cache(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url, socket_timeout=2) as client:
+    with redis.Redis.from_url(redis_url, socket_timeout=60) as client:
         yield client
 
 
