@@ -129,6 +129,9 @@ class LiveSignals(Protocol):
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest users met of late too, and the share of those users, 0–1."""
 
+    def nearness(self, positions: Positions, among: Positions) -> Scores:
+        """float32[k]: of each of `among`, each there once, the largest share that `covisited` has with any position."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:

@@ -101,6 +101,13 @@ class PositionedSignals:
         known = positions >= 0
         return positions[known], shares[known]
 
+    def nearness(self, positions: Positions, among: Positions) -> Scores:
+        """See `LiveSignals.nearness`."""
+        if self._in_order:
+            return self._state.nearness(positions, among)
+        rows = self._rows.row_of_position
+        return self._state.nearness(rows.take(positions).astype(np.int32), rows.take(among).astype(np.int32))
+
     def _rows_outside(self, n: int) -> NDArray[np.int64]:
         """Rows that are counted and are at none of the positions 0 … n-1: of items that are gone, mostly."""
         counted = len(self._state)

@@ -136,11 +136,10 @@ def _next(situation: Situation, rules: SessionRules, lookahead: int) -> _Listed:
         return _popular(situation, query.excluded, lookahead)
     rows = inventory.release.row_of_position[found.positions].astype(np.int32)
     kept, listening, dropped = split(rows, found.listening.astype(np.float64), rules)
-    n = len(kept[: rules.candidates])
-    listed = _of(kept[:n], listening[:n], Role.NEXT, recommender.name)
-    if len(dropped) and n < rules.candidates:
-        listed = listed.and_then(_of_artists(situation, dropped, query.excluded, rules, rules.candidates - n))
-    listed = listed.and_then(_of(kept[n:], listening[n:], Role.NEXT, recommender.name))
+    listed = _of(kept, listening, Role.NEXT, recommender.name)
+    if len(dropped) and len(kept) < rules.candidates:
+        missing = rules.candidates - len(kept)
+        listed = listed.and_then(_of_artists(situation, dropped, query.excluded, rules, missing))
     if len(listed.rows) < max(rules.candidates, situation.limit + SLACK):
         listed = listed.and_then(_popular(situation, query.excluded, lookahead))
     return listed
@@ -262,7 +261,7 @@ def _arranged(listed: _Listed, situation: Situation, rules: SessionRules) -> Pro
     if boosts:
         factors *= np.array([boosts.get(row, 1.0) for row in rows.tolist()])
     # Where the personal recommender leads there is no expected listening: its order stands.
-    is_drawn = rules.sampling == "softmax" and bool((roles == Role.NEXT).any())
+    is_drawn = rules.sampling == "softmax" and bool((roles == int(Role.NEXT)).any())
     generator = generator_of(situation.seed) if is_drawn else None
     placed = ordered(listed.listening[free], roles, factors, rules, generator)
     tracks = np.zeros(len(rows), CANDIDATE)
@@ -290,15 +289,12 @@ def _factors(rows: Rows, situation: Situation, rules: SessionRules) -> NDArray[n
 
 def _nearness(rows: Rows, skipped: Rows, situation: Situation) -> NDArray[np.float64]:
     """float64[n], 0–1: the largest share of a skipped track's latest listeners that met each of these too."""
-    release, near = situation.inventory.release, np.zeros(len(rows))
-    positions, theirs = release.positions(rows), release.positions(skipped)
-    for position in theirs[theirs >= 0].tolist():
-        # Ascending, so that the candidates are found in it by halving.
-        neighbours, shares = situation.inventory.live.covisited(position)
-        if len(neighbours):
-            places = np.minimum(neighbours.searchsorted(positions), len(neighbours) - 1)
-            np.maximum(near, (neighbours[places] == positions) * shares[places], out=near)
-    return near
+    if not len(skipped):
+        return np.zeros(len(rows))
+    inventory = situation.inventory
+    theirs = inventory.release.positions(skipped)
+    near = inventory.live.nearness(theirs[theirs >= 0], inventory.release.positions(rows))
+    return near.astype(np.float64)
 
 
 def _allowed(rows: Sequence[int], situation: Situation) -> set[int]:

@@ -123,6 +123,11 @@ class LiveState:
         with self._lock:
             return self._trails.covisited(position)
 
+    def nearness(self, positions: Positions, among: Positions) -> Scores:
+        """See `LiveSignals.nearness`."""
+        with self._lock:
+            return self._trails.nearness(positions, among)
+
     def trail(self, user: int) -> Positions:
         """int32[≤ 10]: the user's latest items, newest first."""
         with self._lock:

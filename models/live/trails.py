@@ -125,6 +125,31 @@ class Trails:
         self._kept[item] = kept
         return kept.items, kept.shares
 
+    def nearness(self, items: Others, among: Others) -> NDArray[np.float32]:
+        """float32[k]: of each of `among` the largest share, 0–1, that `covisited` names for it with any of the items.
+
+        Looks for these alone, so nothing is kept: an item's visitors may come and go between any two questions.
+        """
+        users_of = {item: self._users_of.others(item) for item in items.tolist()}
+        users_of = {item: users for item, users in users_of.items() if len(users)}
+        k = len(among)
+        if not users_of or not k:
+            return np.zeros(k, np.float32)
+        # From 1, so that no list has to be filled first; the last place is that of NOBODY.
+        place_of = np.zeros(max(self.n_items, int(among.max()) + 1) + 1, np.int16)
+        place_of[among] = np.arange(1, k + 1)
+        places = place_of.take(self._items_of.table(np.concatenate([*users_of.values()])).ravel())
+        visits = places.nonzero()[0]
+        counts = np.array([*map(len, users_of.values())])
+        of_item = np.arange(-1, k * len(counts) - 1, k).repeat(counts)
+        pairs = of_item[visits // TRAIL] + places[visits]
+        together = np.bincount(pairs, minlength=k * len(counts)).reshape(-1, k)
+        for nth, own in enumerate(place_of.take([*users_of]).tolist()):
+            if own:
+                together[nth, own - 1] = 0
+        shares: NDArray[np.float32] = (together / counts[:, None]).astype(np.float32).max(axis=0)
+        return shares
+
     def _holds(self, kept: _CoVisited) -> bool:
         """Whether none of the visitors was anywhere since it was counted; who the visitors are is seen to elsewhere."""
         return not len(kept.users) or bool(self._changed.take(kept.users).max() <= kept.counted)

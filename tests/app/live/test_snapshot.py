@@ -70,6 +70,7 @@ def test_covisits_leave_out_what_the_release_does_not_know(state: LiveState) -> 
     positions, shares = signals.covisited(1)
     assert (positions.tolist(), shares.tolist()) == ([0], [0.5])
     assert len(signals.covisited(3)[0]) == 0
+    assert signals.nearness(np.array([1]), np.array([0, 2, 3])).tolist() == [0.5, 0.0, 0.0]
 
 
 def test_an_empty_state_answers_for_every_position() -> None:

@@ -126,6 +126,11 @@ def assert_covisited(state: LiveState, events: list[Done], item: int, visitors: 
     expected = {other: count / len(visitors) for other, count in sorted(together.items()) if count}
     assert items.tolist() == list(expected)
     np.testing.assert_allclose(shares, list(expected.values()), rtol=1e-6)
+    among = np.random.default_rng(item).permutation(len(state) + 2).astype(np.int32)
+    near = state.nearness(np.array([item], np.int32), among)
+    assert dict(zip(among[near > 0].tolist(), near[near > 0].tolist(), strict=True)) == dict(
+        zip(items.tolist(), shares.tolist(), strict=True)
+    )
 
 
 def _exact(state: LiveState, at: float) -> NDArray[np.float64]:

@@ -175,6 +175,19 @@ def test_ten_items_per_user_and_a_hundred_users_per_item_are_kept() -> None:
     assert shares == pytest.approx([0.01] * 10)
 
 
+def test_of_several_items_the_nearest_one_counts() -> None:
+    state = LiveState()
+    events = [Done(1, 0, 1.0, START), Done(2, 0, 1.0, START), Done(1, 7, 1.0, START + 1), Done(3, 5, 1.0, START)]
+    events += [Done(3, 7, 1.0, START + 1), Done(2, 9, 1.0, START + 1), Done(2, 5, 1.0, START - 1)]
+    added(state, [], events)
+    skipped, among = np.array([0, 5, 99], np.int32), np.array([9, 5, 7, 0, 98], np.int32)
+    # Half of those of 0 were at 7, 9 and 5; one of the two of 5 at 7, one at 0 and 9. No item goes with itself.
+    assert state.nearness(skipped, among).tolist() == [0.5, 0.5, 0.5, 0.5, 0.0]
+    assert state.nearness(skipped[:1], among).tolist() == [0.5, 0.5, 0.5, 0.0, 0.0]
+    assert state.nearness(skipped[:0], among).tolist() == [0.0] * 5
+    assert state.nearness(skipped, among[:0]).tolist() == []
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 80), size=st.integers(1, 50))
 def test_the_ledger_of_a_day_says_what_a_comparison_of_all_events_says(seed: int, n: int, size: int) -> None:
