@@ -22,7 +22,7 @@ from app.serving.request_ids import new_request_id
 SLOWEST_BYTES_PER_SECOND = 16 * 1024
 """A body or an answer that moves faster than this may take as long as it takes."""
 HEAD_BYTES = 32 * 1024
-"""The longest request line and headers together."""
+"""The longest request line and headers together; and as much around a body in chunks: extensions, trailers."""
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Also where there are too many connections: who runs the service must see that."""
 
@@ -49,7 +49,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._look_seconds = limits.client_seconds / 4
         self._next_look: asyncio.TimerHandle | None = None
         self._head_since: float | None = None
-        self._head_bytes = 0
+        self._bytes_between = 0
         self._body_since: float | None = None
         self._body_bytes = 0
         self._unread_since: float | None = None
@@ -80,26 +80,31 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_leaving:
             return
-        if self._body_since is None:
-            if self._head_since is None:
-                self._head_since = self.loop.time()
-            self._head_bytes += len(data)
+        if self._body_since is None and self._head_since is None:
+            self._head_since = self.loop.time()
+        self._bytes_between += len(data)
         super().data_received(data)
-        if self._head_since is not None and self._head_bytes > HEAD_BYTES and not self._is_leaving:
+        is_under_way = self._head_since is not None or self._body_since is not None
+        if is_under_way and self._bytes_between > HEAD_BYTES and not self._is_leaving:
             self._refuse("head")
-            self._answer(431, f"the request line and headers are longer than {HEAD_BYTES} bytes")
+            if self._body_since is not None and self._has_answered():
+                self.transport.abort()
+            else:
+                self._answer(431, f"the request line and headers, or the trailers, are longer than {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
-        self._head_since, self._head_bytes = None, 0
+        self._head_since, self._bytes_between = None, 0
         self._body_since, self._body_bytes = self.loop.time(), 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
+        self._bytes_between = 0
+        if not self._has_answered():  # what is sent in spite of an answer buys no time
+            self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._body_since = None
+        self._body_since, self._bytes_between = None, 0
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -138,11 +143,16 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         self._refuse("slow")
-        nothing_came = self._body_since is None and not self._head_bytes
-        if nothing_came or self._is_answering():
+        nothing_came = self._body_since is None and not self._bytes_between
+        is_refused = self._body_since is not None and self._has_answered()
+        if nothing_came or is_refused or self._is_answering():
             self.transport.abort()
         else:
             self._answer(408, f"the request did not arrive within {self._limits.client_seconds:g} s")
+
+    def _has_answered(self) -> bool:
+        """Whether the latest request that came has its answer: before its body did, where that was refused."""
+        return self.cycle is not None and self.cycle.response_complete
 
     def _is_answering(self) -> bool:
         return (
