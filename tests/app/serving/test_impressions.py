@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text
 
+from app import telemetry
 from app.catalog.users import hash_of
+from app.feedback.dirty_marks import ERASURE_LOCK
 from app.serving.exploration import Sampler
 from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.slate import Shown
@@ -75,6 +77,26 @@ def test_what_is_shown_while_postgres_takes_nothing_is_written_later(engine: Eng
     writer.close()
     with engine.connect() as db:
         assert db.scalar(select(func.count()).select_from(impressions)) == 5
+
+
+def test_what_waits_beyond_the_bound_is_lost_and_counted_and_nobody_waits(engine: Engine) -> None:
+    waiting = text(
+        "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database"
+        " where locktype = 'advisory' and not granted and datname = current_database()"
+    )
+    lost = telemetry.IMPRESSIONS_LOST.labels("")
+    before = lost._value.get()
+    writer = ImpressionWriter(engine, capacity=2)
+    with engine.begin() as db:
+        db.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ERASURE_LOCK})
+        writer.record(replace(SHOWN, request_id="under way"))
+        until(lambda: bool(db.scalar(waiting)))
+        for number in range(5):
+            writer.record(replace(SHOWN, request_id=str(number)))
+        assert (writer.queued, lost._value.get() - before) == (2, 3)
+    writer.close()
+    with engine.connect() as db:
+        assert set(db.execute(select(impressions.c.request_id)).scalars()) == {"under way", "0", "1"}
 
 
 def test_what_an_erased_user_saw_before_does_not_come_back(engine: Engine) -> None:
