@@ -67,16 +67,19 @@ for _, key in ipairs(KEYS) do
 end
 if #plain > 0 then redis.call('DEL', unpack(plain)) end
 """
-OPEN = """
-    SELECT set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+# Prepared once per connection: planning the two takes longer than they do.
+_PREPARE = """
+PREPARE segue_version AS SELECT epoch || ':' || seq AS version FROM versions WHERE name = 'cache';
+PREPARE segue_open (text, bool, bigint) AS
+    SELECT set_config('idle_in_transaction_session_timeout', $1, true),
         CASE WHEN current_setting('synchronous_commit') = 'off'
              THEN set_config('synchronous_commit', 'on', true) END,
-        CASE WHEN %(alone)s THEN pg_advisory_xact_lock(%(lock)s)
-             ELSE pg_advisory_xact_lock_shared(%(lock)s) END,
+        CASE WHEN $2 THEN pg_advisory_xact_lock($3) ELSE pg_advisory_xact_lock_shared($3) END,
         epoch || ':' || seq AS version
     FROM versions WHERE name = 'cache'
 """
-VERSION = "SELECT epoch || ':' || seq FROM versions WHERE name = 'cache'"
+OPEN = "EXECUTE segue_open (%(idle)s, %(alone)s, %(lock)s)"
+VERSION = "EXECUTE segue_version"
 
 
 class OutcomeUnknown(Unavailable):
@@ -99,11 +102,9 @@ def clear(cache: Redis, cache_version: str, user_ids: Collection[str], token: st
 
 def _for_all(cache: Redis, script: str, cache_version: str, user_ids: Collection[str], arguments: list[str]) -> None:
     try:
-        pipe = cache.pipeline(transaction=False)
         keys = iter([view_key(cache_version, user) for user in user_ids])
         while some := list(islice(keys, KEYS_PER_CALL)):
-            pipe.eval(script, len(some), *some, *arguments)
-        pipe.execute()
+            cache.eval(script, len(some), *some, *arguments)
     except (RedisError, OSError) as error:
         raise CacheAway(str(error)) from error
 
@@ -195,6 +196,9 @@ class ViewWriter:
         return True
 
     def _open(self, db: Connection, alone: bool) -> str:
+        if "segue_open" not in db.info:
+            db.exec_driver_sql(_PREPARE)
+            db.info["segue_open"] = "prepared"
         settings = {"idle": f"{IDLE_SECONDS}s", "lock": ERASURE_LOCK, "alone": alone}
         version: str = db.exec_driver_sql(OPEN, settings).one().version
         self.observe(version)

@@ -95,6 +95,9 @@ class Ingest:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Given] = loop.create_future()
         self._enqueue(Waiting(events, answer, loop))
+        # Once all that this turn of the loop has to send is queued: woken by the first, the thread would begin a group
+        # without the others, who then wait for it.
+        loop.call_soon(self._wake_up)
         try:
             async with asyncio.timeout(self._patience):
                 receipt, settled_at = await answer
@@ -108,6 +111,7 @@ class Ingest:
         """`submit` for a thread without an event loop."""
         answer: futures.Future[Given] = futures.Future()
         self._enqueue(Waiting(events, answer, None))
+        self._wake_up()
         try:
             receipt, settled_at = answer.result(self._patience)
         except TimeoutError:
@@ -146,6 +150,9 @@ class Ingest:
                 raise Unavailable(f"{self._queued_events} events are waiting already: retry with the same ids")
             self._queue.append(waiting)
             self._queued_events = total
+
+    def _wake_up(self) -> None:
+        with self._wake:
             self._wake.notify()
 
     def _run(self) -> None:
