@@ -26,6 +26,7 @@ from app.api import (
     recommend,
     users,
 )
+from app.api.direct_route import Shortcut
 from app.api.limits import Limits
 from app.api.middleware import Surroundings
 from app.console import views
@@ -54,13 +55,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.limits = Limits(settings.rate_limit)
     problems.install(app)
     openapi.install(app)
-    for router in (  # tried in this order for each request
+    routers = (  # tried in this order for each request
         events.router, recommend.router, next_track.router, operations.router, users.router, items.router,
         admin_rules.router,
         admin_releases.router, admin_experiments.router,
         admin_experiment_results.router, experiments.router, jobs.router, audit.router, views.router,
-    ):  # fmt: skip
+    )  # fmt: skip
+    for router in routers:
         app.include_router(router)
+    app.add_middleware(
+        Shortcut, routes=[route for router in routers for route in router.routes], errors=app.exception_handlers
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

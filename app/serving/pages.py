@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 RECENT_BYTES = 40_000_000
 """Of slates that a worker also keeps itself: the next page mostly comes from it, and Redis may be away. As bytes, which
 take a fifth of the room, and none of the garbage collector's time."""
-FLUSH_SECONDS = 0.01
+FLUSH_SECONDS = 0.05
+"""So long slates gather: each trip to Redis costs as much as to encode one."""
 RETRY_SECONDS = 0.5
 """After Redis did not take what was to be written."""
 SLATES_PER_WRITE = 200

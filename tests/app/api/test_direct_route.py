@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from app.api import problems
 from app.api.dependencies import Caller, ResourcesDep, require
-from app.api.direct_route import DirectRoute
+from app.api.direct_route import DirectRoute, Shortcut
 from app.api.limits import Limits
 from app.storage.keys import ApiKey, KeyRing, digest_of
 
@@ -38,7 +38,7 @@ async def answer(resources: ResourcesDep, caller: Caller, query: Annotated[Quest
     return Response(orjson.dumps({"caller": caller.name, "query": query.model_dump()}))
 
 
-def app_of(route: type[APIRoute], handler: Callable[..., object] = answer) -> FastAPI:
+def app_of(route: type[APIRoute], handler: Callable[..., object] = answer, *, with_shortcut: bool = False) -> FastAPI:
     app = FastAPI()
     app.state.resources = SimpleNamespace(keys=KEYS)
     app.state.limits = Limits(0)
@@ -46,7 +46,13 @@ def app_of(route: type[APIRoute], handler: Callable[..., object] = answer) -> Fa
     router = APIRouter(prefix="/question", dependencies=[Depends(require("read"))], route_class=route)
     router.add_api_route("", handler, methods=["GET"])
     app.include_router(router)
+    if with_shortcut:
+        app.add_middleware(Shortcut, routes=router.routes, errors=app.exception_handlers)
     return app
+
+
+def shortened() -> FastAPI:
+    return app_of(DirectRoute, with_shortcut=True)
 
 
 def ask(app: FastAPI, query: str, key: str | None) -> tuple[int, bytes]:
@@ -72,13 +78,15 @@ def ask(app: FastAPI, query: str, key: str | None) -> tuple[int, bytes]:
     ],
 )
 def test_it_reads_a_query_as_fastapi_does(query: str) -> None:
-    assert ask(app_of(DirectRoute), query, "may-read") == ask(app_of(APIRoute), query, "may-read")
+    usual = ask(app_of(APIRoute), query, "may-read")
+    assert ask(app_of(DirectRoute), query, "may-read") == usual
+    assert ask(shortened(), query, "may-read") == usual
 
 
 @pytest.mark.parametrize(("key", "status"), [(None, 401), ("wrong", 401), ("may-write", 403), ("may-read", 200)])
 def test_it_lets_in_whom_fastapi_lets_in(key: str | None, status: int) -> None:
     direct, usual = (ask(app_of(route), "name=ann", key) for route in (DirectRoute, APIRoute))
-    assert direct == usual
+    assert direct == usual == ask(shortened(), "name=ann", key)
     assert direct[0] == status
 
 
