@@ -1,22 +1,22 @@
 """What each rule of a listening session is worth: made-up listeners are played to over HTTP, policy by policy.
 
-    python -m benchmarks.player_simulator [--quick] [--listeners 400] [--sessions 2] [--others 2100] [--history 12]
+    python -m benchmarks.player_simulator [--quick] [--listeners 300] [--sessions 2] [--others 1300] [--history 9]
                                           [--seed 0] [--policies NAME …] [--markdown FILE]
 
 The listeners (`_listeners`) have moods, loved and hated tags, and leave when they are bored; they share nothing with
-the models. They and `--others` have a past: sessions in which half of the tracks are what the listener looked for
-(most of what is streamed is chosen by hand), a quarter is from the chart of what has been heard most, and a quarter
-drawn from the whole catalogue; one listener in five is new and has none. With the usual numbers these are some 250,000
-listens, 200 to a track, for with fewer it would be the data that is measured and not who learns from them. That past is imported with `segue import listens`, and `segue train` learns from it. Then each policy gets a copy of the same
-database, an empty cache and a `segue serve` with its settings, and plays the same sessions of all listeners; half of
-the sessions begin with a track of the listener's own. Every listen is posted to `POST /recommend/next`, and the
-answer is what is played next.
+the models. They and `--others` have a past: sessions in which eight tracks of ten are what the listener looked for, for
+most of what is streamed is chosen by hand, one is from the chart of what has been heard most, and one is drawn from the
+whole catalogue; one listener in five is new and has none. With the usual numbers these are some 230,000 listens, 180 to
+a track, for with fewer it would be the data that is measured and not who learns from them. That past is imported with
+`segue import listens`, and `segue train` learns from it. Then each policy gets a copy of the same database, an empty
+cache and a `segue serve` with its settings, and plays the same sessions of all listeners; half of the sessions begin
+with a track of the listener's own. Every listen is posted to `POST /recommend/next`, and the answer is what is played
+next.
 
 The listeners have the same luck whoever plays, so policies are compared listener by listener. Intervals are 95 %, by
 drawing whole listeners anew. A draw by softmax takes its luck from the request, and differs from run to run.
 
-Without torch (the extra `train`) nothing predicts how long a track is heard, and the rules on it do nothing; the run
-says so.
+Without torch (the extra `train`) there is no self-attention; how long a track is heard is foretold all the same.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
+import json
 import os
 import random
 import subprocess
@@ -54,12 +55,12 @@ from benchmarks._http_load import Connection, ask, connected, get, post
 from benchmarks._listeners import Listener, Sitting, Track, World
 from benchmarks._listening_report import Played, report
 from models import artifacts
-from models.next_recipes import fit_next_recipes
-from models.retrieval.next_track.attention import SessionAttention
+from models.next_blend import NextBlend
+from models.next_recipes import SERVED, fit_next_recipes
 from models.training import FittedRelease
 
 NEWCOMERS = 0.2
-LOOKED_FOR, FROM_CHART, CHART_EVERY = 0.5, 0.25, 500
+LOOKED_FOR, FROM_CHART, CHART_EVERY = 0.8, 0.1, 500
 """Shares of what was heard before; listens after which the chart is made anew."""
 DAYS = 30
 AT_ONCE = 16
@@ -100,6 +101,8 @@ POLICIES = (
     Policy("co-visits, nothing learned", release="nothing"),
 )
 POPULAR, RANDOM = "most popular (floor)", "random (floor)"
+CEILING = "all-knowing (ceiling)"
+"""Plays what pleases most of a hundred tracks drawn at random: so much could be gained by knowing everything."""
 QUICK = (GREEDY, SOFTMAX, "no switch", "no rules at all", "co-visits, nothing learned")
 
 
@@ -109,7 +112,7 @@ def main() -> None:
     options.add_argument("--listeners", type=int)
     options.add_argument("--sessions", type=int, default=2, help="of each listener under each policy")
     options.add_argument("--others", type=int, help="listeners who only have a past")
-    options.add_argument("--history", type=int, default=12, help="sessions that each has had before")
+    options.add_argument("--history", type=int, default=9, help="sessions that each has had before")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--policies", nargs="*", help="only these")
     options.add_argument("--markdown", type=Path, help="also write the table here, after each policy")
@@ -117,8 +120,8 @@ def main() -> None:
     wanted = asked.policies or (QUICK if asked.quick else [policy.name for policy in POLICIES])
     if unknown := set(wanted) - {policy.name for policy in POLICIES}:
         options.error(f"no such policy: {', '.join(sorted(unknown))}")
-    listeners = asked.listeners or (40 if asked.quick else 400)
-    others = asked.others if asked.others is not None else (200 if asked.quick else 2_100)
+    listeners = asked.listeners or (40 if asked.quick else 300)
+    others = asked.others if asked.others is not None else (200 if asked.quick else 1_300)
     past, world = pasts(World.made(listeners + others, seed=asked.seed), listeners)
     began = time.monotonic()
     with ExitStack() as stack:
@@ -160,7 +163,8 @@ def write_history(world: World, path: Path, sessions: int) -> int:
     heard: Counter[str] = Counter()
     chart: list[str] = []
     of_id = {track.track_id: track for track in world.tracks}
-    rows, rng = [], random.Random(f"history {world.seed}")
+    rows: list[tuple[str, ...]] = []
+    rng = random.Random(f"history {world.seed}")
     times = sorted(
         (rng.uniform(-DAYS * 86_400, -3_600), nth, listener.user_id)
         for listener in world.listeners
@@ -201,11 +205,12 @@ def prepare(environment: dict[str, str], listens: Path) -> str:
     settings = settings_of(environment)
     loaded = artifacts.load(settings.releases_dir / str(current_id(settings.releases_dir)))
     save_lesser_releases(settings, loaded)
-    attention = loaded.next_tracks.get("session_attention")
-    if isinstance(attention, SessionAttention) and attention.knows_listening:
-        return "expected listening is foretold"
-    why = "no torch" if attention is None else "it foretold unseen sessions no better than their mean"
-    return f"NOTHING FORETELLS LISTENING ({why}): the rules on it do nothing"
+    blend = loaded.next_tracks[SERVED]
+    if not isinstance(blend, NextBlend):
+        raise TypeError(f"{SERVED} is a {type(blend).__name__}")
+    if blend.listening is None:
+        return "NOTHING FORETELLS LISTENING: the rules on it do nothing"
+    return f"fitted: {json.dumps(dict(blend.chosen))}"
 
 
 def settings_of(environment: Mapping[str, str]) -> Settings:
@@ -332,7 +337,8 @@ def counted(sitting: Sitting, own: int) -> Played:
 
 
 def floors(environment: dict[str, str], world: World, sessions: int) -> dict[str, list[Played]]:
-    """What a player without any model comes to: the service's most popular tracks from the top, and random ones."""
+    """What a player without any model comes to: the service's most popular tracks from the top, random ones, and what
+    somebody would play who knows all minds."""
     with serving.serving(environment) as (url, _):
         page = orjson.loads(ask(url, [get("/recommend/popular", key=serving.KEY, window="all", limit="100")])[0])
         popular = [item["item_id"] for item in page["items"]]
@@ -344,7 +350,14 @@ def floors(environment: dict[str, str], world: World, sessions: int) -> dict[str
             drawn = random.Random(f"{world.seed} {sitting.listener.user_id} {sitting.name} floor")
             return until_left(sitting, drawn.sample(world.tracks, 100))
 
+        async def all_knowing(_: Connection, sitting: Sitting, __: Mapping[str, Track]) -> Played:
+            own, luck = begin(sitting), random.Random(f"{world.seed} {sitting.listener.user_id} {sitting.name} best")
+            while not sitting.has_left:
+                sitting.hear(max(luck.sample(world.tracks, 100), key=sitting.pleasure))
+            return counted(sitting, own)
+
         return {
+            CEILING: uvloop.run(everybody(url, world, sessions, all_knowing)),
             POPULAR: uvloop.run(everybody(url, world, sessions, by_popularity)),
             RANDOM: uvloop.run(everybody(url, world, sessions, by_chance)),
         }

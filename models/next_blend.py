@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.contracts import (
     Arrays,
+    History,
     NextCandidates,
     NextTrackRecommender,
     Parameters,
@@ -25,6 +26,7 @@ from models.contracts import (
     Scores,
     SessionQuery,
 )
+from models.data.pasts import LONGEST_PAST
 from models.ranking.listwise import ListwiseRanker
 from models.retrieval.next_track.answers import (
     LONGEST,
@@ -36,10 +38,15 @@ from models.retrieval.next_track.answers import (
     best_of,
 )
 from models.retrieval.next_track.attention import SessionAttention
+from models.retrieval.next_track.expected_listening import ExpectedListening
+from models.retrieval.next_track.linked_tracks import LinkedTracks
 from models.retrieval.next_track.popular_tracks import PopularTracks
 
 SPEAKERS = ("transition_counter", "co_listens", "session_knn", "recency_ease")
 """Recipes whose best become candidates, those of them that the release has."""
+OF_THE_PAST = "co_listens"
+"""Who is asked of what the user heard before this session, and how: so many of the latest tracks, fading so."""
+_PAST_LAST, _PAST_DECAY = 30, 0.97
 ATTENTION = SessionAttention.name
 POPULAR = PopularTracks.name
 MOST_EACH = 120
@@ -48,6 +55,9 @@ _LEAST_SHARE = 1e-4
 _TINY = 1e-30
 _LATENESS = (1 / np.arange(LONGEST, 0, -1)).astype(np.float32)
 """By place in a session, the latest last: 1 over how many tracks ago it was heard, itself counted."""
+
+
+NOTHING = Heard(np.empty(0, np.int32), np.empty(0, np.float32))
 
 
 class Seen(NamedTuple):
@@ -72,6 +82,8 @@ class NextBlend:
     speakers:  by name, in the order of their features
     attention: None where the release was fitted without torch
     chosen:    figures of the fit, as JSON
+    listening: None where nobody measured, or nothing foretold it
+    asks_past: whether what the user heard before the session counts too
     """
 
     name: ClassVar[str] = "next_blend"
@@ -80,6 +92,8 @@ class NextBlend:
     attention: SessionAttention | None
     ranker: ListwiseRanker
     chosen: Mapping[str, Any]
+    listening: ExpectedListening | None = None
+    asks_past: bool = False
 
     @property
     def n_items(self) -> int:
@@ -88,15 +102,28 @@ class NextBlend:
     def next(self, query: SessionQuery) -> NextCandidates:
         """What somebody names comes first; popular tracks fill up where that isn't enough."""
         heard = Heard.of(query, self.n_items)
-        seen = self.seen(heard, query)
-        found = best_of(seen.positions, self.ranker.scores(seen.features, seen.context), query.limit)
+        past = NOTHING if query.history is None else past_of(query.history, self.n_items)
+        seen = self.seen(heard, query, past)
+        scores = self.ranker.scores(seen.features, seen.context)
+        found = best_of(seen.positions, scores, query.limit)
         if len(found.positions) < query.limit:
             found = self._filled_up(found, query)
-        return found._replace(listening=self._expected_listening(seen.state, found.positions))
+        if self.listening is None:
+            return found
+        choice = found.scores - log_sum(scores)
+        attended = self.attended_listening(seen.state, found.positions)
+        evidence = self.listening.evidence(heard, past, found.positions, attended, choice)
+        return found._replace(listening=self.listening.expected(evidence))
 
-    def seen(self, heard: Heard, query: SessionQuery | None = None) -> Seen:
-        """Candidates with all that is said of them; with a query only those that it allows."""
-        said = Tally.of([speaker.claims(heard) for speaker in self.speakers.values()], self.n_items)
+    def seen(self, heard: Heard, query: SessionQuery | None = None, past: Heard = NOTHING) -> Seen:
+        """Candidates with all that is said of them; with a query only those that it allows.
+
+        past: what the user heard before this session
+        """
+        claims = [speaker.claims(heard) for speaker in self.speakers.values()]
+        if self.asks_past:
+            claims.append(self._of_the_past.claims(past))
+        said = Tally.of(claims, self.n_items)
         best = said.best(MOST_EACH)
         positions = said.positions[best]
         if query is not None:
@@ -104,7 +131,13 @@ class NextBlend:
             best, positions = best[keep], positions[keep]
         state = None if self.attention is None or len(heard.positions) == 0 else self.attention.state(heard)
         features = [_said(said, best), self._attended(state, positions), self._known(heard, positions)]
+        if self.asks_past:
+            features.append(_heard_before(past, positions))
         return Seen(positions, np.concatenate(features), self._situation(heard), state)
+
+    @cached_property
+    def _of_the_past(self) -> LinkedTracks:
+        return replace(cast("LinkedTracks", self.speakers[OF_THE_PAST]), last=_PAST_LAST, decay=_PAST_DECAY)
 
     def _attended(self, state: Scores | None, positions: Positions) -> NDArray[np.float32]:
         """float32[1, k]: logits of self-attention, 0 for the best; float32[0, k] in a blend without it."""
@@ -151,20 +184,23 @@ class NextBlend:
             depth *= 4
         below = np.float32(found.scores.min(initial=0) - 1) - np.arange(len(others), dtype=np.float32)
         return NextCandidates(
-            np.concatenate([found.positions, others]), np.concatenate([found.scores, below]), found.listening
+            np.concatenate([found.positions, others]),
+            np.concatenate([found.scores, below]),
+            np.full(len(found.positions) + len(others), UNKNOWN_LISTENING, np.float32),
         )
 
-    def _expected_listening(self, state: Scores | None, positions: Positions) -> Scores:
-        """float32[k], 0–1: by self-attention where it learned from measured fractions, else one figure for all."""
-        if self.attention is None or state is None:
-            return np.full(len(positions), UNKNOWN_LISTENING, np.float32)
-        return self.attention.expected_listening(state, positions)
+    def attended_listening(self, state: Scores | None, positions: Positions) -> Scores | None:
+        """float32[k]: logits of the fraction that is heard of each, by self-attention, where it learned them."""
+        if self.attention is None or state is None or not self.attention.knows_listening:
+            return None
+        return self.attention.listening_logits(state, positions)
 
     def parts(self) -> Parts:
         parameters = {
-            "speakers": list(self.speakers), "attention": self.attention is not None, "chosen": dict(self.chosen)
+            "speakers": list(self.speakers), "attention": self.attention is not None, "chosen": dict(self.chosen),
+            "asks_past": self.asks_past,
         }  # fmt: skip
-        return Parts(parameters, self.ranker.parts())
+        return Parts(parameters, self.ranker.parts() | ({} if self.listening is None else self.listening.parts()))
 
     @classmethod
     def from_parts(cls, parameters: Parameters, arrays: Arrays, fitted: Mapping[str, NextTrackRecommender]) -> Self:
@@ -173,13 +209,51 @@ class NextBlend:
             | ({ATTENTION: fitted[ATTENTION]} if parameters["attention"] else {}),
             ListwiseRanker.from_parts(arrays),
             parameters["chosen"],
+            ExpectedListening.from_parts(arrays),
+            asks_past=bool(parameters.get("asks_past", False)),
         )
 
     @classmethod
-    def of(cls, fitted: Mapping[str, Any], ranker: ListwiseRanker, chosen: Mapping[str, Any]) -> Self:
+    def of(
+        cls,
+        fitted: Mapping[str, Any],
+        ranker: ListwiseRanker,
+        chosen: Mapping[str, Any],
+        listening: ExpectedListening | None = None,
+        *,
+        asks_past: bool = False,
+    ) -> Self:
         """From fitted recommenders by name."""
         speakers = {name: fitted[name] for name in SPEAKERS if name in fitted}
-        return cls(speakers, fitted[POPULAR], fitted.get(ATTENTION), ranker, chosen)
+        return cls(speakers, fitted[POPULAR], fitted.get(ATTENTION), ranker, chosen, listening, asks_past)
+
+
+def past_of(history: History, n_items: int) -> Heard:
+    """What the user did before, as if it had been listened to: a weight of 1 is a track heard to its end."""
+    if len(history) == 0:
+        return NOTHING
+    positions = history.positions[-LONGEST_PAST:]
+    is_known = positions.view(np.uint32) < n_items
+    fractions = np.clip(0.3 + 0.7 * history.weights[-LONGEST_PAST:], 0, 1).astype(np.float32)
+    return Heard(positions[is_known], fractions[is_known])
+
+
+def log_sum(scores: Scores) -> float:
+    """The logarithm of the sum of their exponentials."""
+    if len(scores) == 0:
+        return 0.0
+    best = scores.max()
+    return float(best + np.log(np.exp(scores - best).sum()))
+
+
+def _heard_before(past: Heard, positions: Positions) -> NDArray[np.float32]:
+    """float32[1, k]: how the user liked each before, -0.5–1; 0 for what is new."""
+    found = np.zeros((1, len(positions)), np.float32)
+    if len(positions) and len(past.positions):
+        places = np.minimum(positions.searchsorted(past.positions), len(positions) - 1)
+        is_candidate = positions[places] == past.positions
+        found[0, places[is_candidate]] = past.strengths[is_candidate]
+    return found
 
 
 def _said(tally: Tally, chosen: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Engine, text
 
 from app.storage.copy_out import copy_out
@@ -48,4 +49,13 @@ def extract_sessions(engine: Engine, extracted: Extracted) -> Sessions | None:
     order = np.argsort(began, kind="stable")
     positions = np.searchsorted(extracted.row_of_position, listens["item"][order]).astype(np.int32)
     fractions = np.clip(listens["fraction"][order], 0, 1)
-    return Sessions.of(began[order], positions, fractions, extracted.dataset.n_items)
+    return Sessions.of(
+        began[order], positions, fractions, extracted.dataset.n_items,
+        user_of=listens["user"][order], artists=_artists(extracted.dataset.items.creators),
+    )  # fmt: skip
+
+
+def _artists(creators: list[str | None]) -> NDArray[np.int32]:
+    """int32[n_items]: a number for each artist, -1 for none."""
+    number_of = {name: nth for nth, name in enumerate(dict.fromkeys(creators)) if name is not None}
+    return np.array([-1 if name is None else number_of[name] for name in creators], np.int32)

@@ -23,12 +23,16 @@ class Sessions:
     tracks:    int32[n], positions 0 … n_items-1, repeats kept
     fractions: float32[n], how much of each was heard, 0–1; NaN where nobody measured
     bounds:    int64[s + 1]; session k is tracks[bounds[k]:bounds[k + 1]]
+    users:     int32[s], whose each session is; None where nobody knows
+    artists:   int32[n_items], whose each track is, below 0 for nobody's; None where nobody knows
     """
 
     tracks: Positions
     fractions: Scores
     bounds: NDArray[np.int64]
     n_items: int
+    users: NDArray[np.int32] | None = None
+    artists: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -43,13 +47,24 @@ class Sessions:
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @classmethod
-    def of(cls, session_of: NDArray[np.integer], tracks: Positions, fractions: Scores | None, n_items: int) -> Self:
-        """From one row per listen, rows of a session side by side and in order."""
+    def of(
+        cls,
+        session_of: NDArray[np.integer],
+        tracks: Positions,
+        fractions: Scores | None,
+        n_items: int,
+        *,
+        user_of: NDArray[np.integer] | None = None,
+        artists: NDArray[np.int32] | None = None,
+    ) -> Self:
+        """From one row per listen, rows of a session side by side and in order; user_of: int[n], whose listen it is."""
         starts = (
             np.flatnonzero(np.diff(session_of, prepend=session_of[0] - 1)) if len(tracks) else np.empty(0, np.int64)
         )
         heard = np.full(len(tracks), np.nan, np.float32) if fractions is None else fractions.astype(np.float32)
-        return cls(tracks.astype(np.int32), heard, np.append(starts, len(tracks)).astype(np.int64), n_items)
+        bounds = np.append(starts, len(tracks)).astype(np.int64)
+        users = None if user_of is None else user_of[starts].astype(np.int32)
+        return cls(tracks.astype(np.int32), heard, bounds, n_items, users, artists)
 
     @property
     def is_listened(self) -> NDArray[np.bool_]:
@@ -59,14 +74,21 @@ class Sessions:
     def listened(self) -> Sessions:
         """Without what was broken off: who learns what to play from that learns to play what another player did."""
         kept = self.is_listened
-        return Sessions.of(self.of_listen[kept], self.tracks[kept], self.fractions[kept], self.n_items)
+        session = self.of_listen[kept]
+        user = None if self.users is None else self.users[session]
+        return Sessions.of(
+            session, self.tracks[kept], self.fractions[kept], self.n_items, user_of=user, artists=self.artists
+        )
 
     def take(self, which: slice) -> Sessions:
         """Neighbouring sessions."""
         first, last, _ = which.indices(len(self))
         bounds = self.bounds[first : max(first, last) + 1]
         heard = slice(int(bounds[0]), int(bounds[-1]))
-        return Sessions(self.tracks[heard], self.fractions[heard], bounds - bounds[0], self.n_items)
+        users = None if self.users is None else self.users[first : max(first, last)]
+        return Sessions(
+            self.tracks[heard], self.fractions[heard], bounds - bounds[0], self.n_items, users, self.artists
+        )
 
     def prefixes(self) -> Prefixes:
         """Every beginning of every session that something follows, in order."""
@@ -118,6 +140,11 @@ class Prefixes:
         """int32[p]"""
         return self.sessions.tracks[self.nexts]
 
+    @property
+    def session_of(self) -> NDArray[np.int64]:
+        """int64[p]: the session that each is the beginning of."""
+        return np.searchsorted(self.sessions.bounds, self.starts, side="right") - 1
+
     def sample(self, most: int, *, seed: int) -> Prefixes:
         """At most `most` of them, drawn without replacement, in order."""
         if len(self) <= most:
@@ -145,4 +172,7 @@ def sessions_of_users(interactions: Interactions, n_items: int, *, pause: float)
     place[in_time] = np.arange(len(in_time))
     sorted_again = np.argsort(place[of_listen], kind="stable")
     chosen = order[sorted_again]
-    return Sessions.of(place[of_listen][sorted_again], interactions.items[chosen], interactions.values[chosen], n_items)
+    return Sessions.of(
+        place[of_listen][sorted_again], interactions.items[chosen], interactions.values[chosen], n_items,
+        user_of=interactions.users[chosen],
+    )  # fmt: skip

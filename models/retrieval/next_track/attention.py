@@ -96,9 +96,12 @@ class SessionAttention:
         """float32[k]: the fraction of each that will be heard, 0–1; the same for all if none was ever measured."""
         if not self.knows_listening:
             return np.full(len(positions), UNKNOWN_LISTENING, np.float32)
+        return np.asarray(1 / (1 + np.exp(-self.listening_logits(state, positions))), np.float32)
+
+    def listening_logits(self, state: Scores, positions: Indices) -> Scores:
+        """float32[k]"""
         wanted = state.dot(self.listening[:-1]) + self.listening[-1]
-        logits = self.vectors.take(positions, axis=0).dot(wanted) + self.usual_listening[positions]
-        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+        return np.asarray(self.vectors.take(positions, axis=0).dot(wanted) + self.usual_listening[positions])
 
     def parts(self) -> Parts:
         arrays = {f"layer{depth}_{name}": layer[name] for depth, layer in enumerate(self.layers) for name in _LAYER}
