@@ -34,7 +34,8 @@ LOCK_USERS = "SELECT FROM users WHERE row = ANY(%(rows)s) ORDER BY row FOR NO KE
 
 _KINDS = ", ".join(f"'{kind}'" for kind in sorted(LIKE_KINDS))
 # Constants, not a parameter: else the index of decisions could not be used.
-# OFFSET 0: looked up pair by pair, also by a plan that was made when there were no interactions yet.
+# OFFSET 0: looked up pair by pair, also by a plan that was made when there were no interactions yet. So are the likes
+# that end, of which a join would read all there are; nobody else touches them, for their users are locked.
 _PAST_DECISIONS = f"""
     SELECT past.* FROM pair CROSS JOIN LATERAL (
         SELECT user_row, item_row, kind, least("timestamp", received_at) AS at, seq FROM interactions
@@ -46,8 +47,11 @@ latest AS MATERIALIZED (
     SELECT DISTINCT ON (user_row, item_row) user_row, item_row, kind, at FROM decision
     ORDER BY user_row, item_row, at DESC, seq DESC
 ), removed AS (
-    DELETE FROM likes USING latest
-    WHERE likes.user_row = latest.user_row AND likes.item_row = latest.item_row AND latest.kind <> 'like'
+    DELETE FROM likes USING (
+        SELECT found.* FROM latest CROSS JOIN LATERAL (
+            SELECT likes.ctid FROM likes WHERE user_row = latest.user_row AND item_row = latest.item_row OFFSET 0
+        ) AS found WHERE latest.kind <> 'like'
+    ) AS ended WHERE likes.ctid = ended.ctid
 ), liked AS (
     INSERT INTO likes (user_row, item_row, liked_at)
     SELECT user_row, item_row, at FROM latest WHERE kind = 'like'

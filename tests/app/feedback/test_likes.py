@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
+from app.catalog.rows import allocate_users
 from app.feedback.event_log import store
 from app.feedback.ingest import Ingest
 from app.feedback.likes import deciding_event
@@ -118,6 +119,26 @@ def test_a_plan_that_was_made_when_nothing_was_stored_looks_up_pairs_all_the_sam
     reads = [each for each in nodes(plan[0]["Plan"]) if each["Node Type"].endswith("Scan")]
     pasts = [each for each in reads if each.get("Index Name") == "ix_interactions_decisions"]
     assert [each["Actual Rows"] * each["Actual Loops"] for each in pasts] == [1]
+
+
+def test_a_like_that_ends_is_found_without_reading_those_of_others(engine: Engine) -> None:
+    """Also by a plan from when there were users and no likes yet."""
+    others = [an_event(f"u{n}", "dune", "like") for n in range(500)]
+    with engine.begin() as db:
+        allocate_users(db, [event.user_id for event in others])
+        db.exec_driver_sql("ANALYZE")
+        store(db, [[an_event("ann", "dune", "like")]], auto_create=True)
+        store(db, [[*others, an_event("ann", "emma", "like")]], auto_create=True)
+        event = orjson.dumps([{"event_id": "e1", "user_id": "ann", "item_id": "emma", "kind": "hide"}]).decode()
+        explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false)"
+        plan = db.exec_driver_sql(explain, {"event": event}).scalar_one()
+    read = [each["Actual Rows"] * each["Actual Loops"] for each in nodes(plan[0]["Plan"]) if is_on_likes(each)]
+    assert sum(read) <= 2
+    assert likes(engine) == {"dune"}
+
+
+def is_on_likes(node: dict[str, Any]) -> bool:
+    return node.get("Relation Name") == "likes" and node["Node Type"].endswith("Scan")
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
