@@ -8,7 +8,7 @@ way it is found out whether the user's past says anything, and what foretells ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,14 +100,20 @@ def learn_ranker(
     found = _learned(fitted, prefixes, None, seed=seed, progress=progress)
     if pasts is None or OF_THE_PAST not in fitted or "tried" not in found[1]:
         return found
-    with_past = _learned(fitted, prefixes, pasts, seed=seed, progress=progress)
+    with_past = _learned(fitted, prefixes, pasts, sizes=(found[1]["hidden"],), seed=seed, progress=progress)
     if with_past[1].get("worth", 0.0) <= _WORTH_ASKING * found[1]["worth"]:
         return found[0], found[1] | {"with_past": with_past[1]["tried"]}
     return with_past[0], with_past[1] | {"asks_past": True, "without_past": found[1]["tried"]}
 
 
 def _learned(
-    fitted: Mapping[str, Any], prefixes: Prefixes, pasts: Pasts | None, *, seed: int, progress: Progress
+    fitted: Mapping[str, Any],
+    prefixes: Prefixes,
+    pasts: Pasts | None,
+    *,
+    sizes: Sequence[int] = _SIZES,
+    seed: int,
+    progress: Progress,
 ) -> tuple[ListwiseRanker, dict[str, Any]]:
     asks_past = pasts is not None
     blend = NextBlend.of(fitted, unlearned(fitted, asks_past=asks_past), {}, asks_past=asks_past)
@@ -117,7 +123,7 @@ def _learned(
         return unlearned(fitted), {"choices": len(learnable)}
     cut = round(len(views) * (1 - _JUDGED))
     tried = {}
-    for hidden in _SIZES:
+    for hidden in sizes:
         ranker = fit_listwise(choices_of(views[:cut], seed), seed=seed, hidden=hidden, epochs=_EPOCHS)
         tried[hidden] = measured(ranker, views[cut:])
     # HR and MRR are of different sizes: the sum of their ratios to the best decides.
