@@ -21,7 +21,7 @@ def environment(postgres_url: str, redis_url: str, tmp_path: Path) -> dict[str, 
 
 def segue(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_without_a_key_it_serves_on_loopback_only(environment: dict[str, str]) -> None:

@@ -49,7 +49,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def replay(environment: dict[str, str], log: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli", "replay", str(log), "--format", "movietweetings", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture
@@ -133,12 +133,12 @@ def alive(process: psutil.Process) -> bool:
 
 
 def awaited(ready: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         if found := ready():
             return found
         time.sleep(0.05)
-    raise AssertionError("it did not happen within a minute")
+    raise AssertionError("it never happened")
 
 
 def test_a_database_in_use_is_refused(log: Path, environment: dict[str, str]) -> None:

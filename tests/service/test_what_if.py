@@ -25,7 +25,7 @@ def what_if(
             sys.executable, "-m", "app.cli", "what-if", "--surface", "what-if", "--places", str(PLACES),
             "--settle-minutes", "0", "--json", str(written), *arguments,
         ],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     return ran, json.loads(written.read_text()) if written.exists() else {}
 

@@ -277,7 +277,7 @@ def what_if(environment: dict[str, str], *arguments: str) -> tuple[subprocess.Co
     """Runs the command; also what it wrote to its JSON file."""
     written = Path(environment["SEGUE_DATA_DIR"]) / "answer.json"
     command = [sys.executable, "-m", "app.cli", "what-if", "--places", "2", "--json", str(written), *arguments]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     return ran, json.loads(written.read_text()) if written.exists() else {}
 
 
