@@ -6,13 +6,14 @@ import asyncio
 import re
 import time
 from functools import lru_cache
+from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import telemetry
 from app.api.problems import bug, problem
-from app.errors import TooLarge, Unavailable
+from app.errors import FieldError, Invalid, TooLarge, Unavailable
 from app.serving.request_ids import new_request_id
 
 # The search for a metric's label values costs more than counting does.
@@ -26,7 +27,8 @@ GONE = 499
 
 
 class Surroundings:
-    """Gives each answer an X-Request-ID, refuses bodies that are too large, counts and times."""
+    """Gives each answer an X-Request-ID, refuses bodies that are too large and addresses that are no text, counts and
+    times."""
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
         self._app = app
@@ -50,6 +52,8 @@ class Surroundings:
         try:
             if _declared_length(headers) > self._max_body_bytes:
                 await self._refuse(scope, receive, send_with_id)
+            elif (place := _not_utf8(scope)) is not None:
+                await _refuse_address(place, scope, receive, send_with_id)
             else:
                 await self._app(scope, self._bounded(receive), send_with_id)
         except _BodyTooLarge:
@@ -100,6 +104,28 @@ class _BodyTooLarge(Exception):
 def _valid_id(given: bytes | None) -> bytes:
     """The caller's id where it is one that can go into a log, else a new one."""
     return given if given is not None and _REQUEST_ID.fullmatch(given) else new_request_id().encode()
+
+
+def _not_utf8(scope: Scope) -> str | None:
+    """The part of the address in which bytes are escaped that are no text. They would be read as U+FFFD, all of them,
+    so that several ids, to whoever sent them, were one here."""
+    path, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
+    if b"%" not in path and b"%" not in query:
+        return None
+    return next((place for place, raw in (("path", path), ("query", query)) if not _is_utf8(raw)), None)
+
+
+def _is_utf8(escaped: bytes) -> bool:
+    try:
+        unquote_to_bytes(escaped).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def _refuse_address(place: str, scope: Scope, receive: Receive, send: Send) -> None:
+    error = FieldError((place,), "escaped bytes must be UTF-8")
+    await problem(422, Invalid.title, f"{place}: {error.msg}", errors=[error])(scope, receive, send)
 
 
 def _declared_length(headers: dict[bytes, bytes]) -> int:

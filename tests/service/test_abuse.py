@@ -263,6 +263,18 @@ def test_tricky_ids_are_each_a_user_of_its_own(service: Service) -> None:
             assert {f"of {m}" for m in range(len(TRICKS))} - shown == {f"of {n}"}, user
 
 
+def test_two_ids_that_are_no_text_are_not_one_user(service: Service) -> None:
+    with service.as_("admin") as client:
+        for address in ("/recommend?user_id=%ff", "/recommend?user_id=u&exclude=%ed%a0%80", "/users/%fe/export"):
+            answer = client.get(address)
+            assert answer.status_code == 422
+            assert answer.json()["errors"] == [
+                {"loc": ["query" if "?" in address else "path"], "msg": "escaped bytes must be UTF-8"}
+            ]
+        assert client.delete("/users/%ff").status_code == 422
+        assert client.get("/recommend?user_id=caf%C3%A9").json()["user_id"] == "caf\u00e9"
+
+
 @pytest.mark.parametrize("path", ["/users/a%2Fb", "/users/a%00b", "/users/%0A", f"/users/{'x' * 129}", "/users/%ff"])
 def test_ids_in_a_path_that_are_none_are_refused(service: Service, path: str) -> None:
     received = sent(
