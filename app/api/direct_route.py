@@ -32,7 +32,8 @@ class DirectRoute(APIRoute):
 
     def get_route_handler(self) -> Handler:
         handler, model, required = self.endpoint, self._query_model(), _required(self)
-        lists = frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
+        several = (list, tuple)
+        lists = frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) in several)
         takes_request = self.dependant.request_param_name is not None
 
         async def handle(request: Request) -> Response:
@@ -119,7 +120,7 @@ def _admitted(request: Request, required: Sequence[require]) -> ApiKey:
 
 
 def _validated(model: type[BaseModel], lists: frozenset[str], given: QueryParams) -> BaseModel:
-    """As FastAPI reads a query model: the last value of a name, all of them where the field is a list."""
+    """As FastAPI reads a query model: the last value of a name, all of them where the field is a list or tuple."""
     try:
         return model.model_validate(
             {name: given.getlist(name) if name in lists else value for name, value in given.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -162,10 +162,10 @@ class RecommendQuery(BaseModel):
 
     user_id: UserId = Field(description="an unknown user is a new one, never an error", examples=["42"])
     limit: int = Field(default=10, ge=1, le=1000, description="items on this page")
-    category: list[Name] = Field(default=[], max_length=100, description="any of these categories; repeatable")
+    category: tuple[Name, ...] = Field(default=(), max_length=100, description="any of these categories; repeatable")
     kind: Name | None = Field(default=None, description="only items of this kind")
     creator: Name | None = Field(default=None, description="only items by this creator")
-    exclude: list[ItemId] = Field(default=[], max_length=1000, description="never these items; repeatable")
+    exclude: tuple[ItemId, ...] = Field(default=(), max_length=1000, description="never these items; repeatable")
     surface: Surface = Field(default="feed", description="where the slate will be shown")
     recommender: Name | None = Field(default=None, description="force one by name")
     diversity: float | None = Field(
@@ -185,10 +185,10 @@ class RecommendQuery(BaseModel):
         return Ask(
             user_id=self.user_id,
             limit=self.limit,
-            categories=tuple(self.category),
+            categories=self.category,
             kind=self.kind,
             creator=self.creator,
-            exclude=tuple(self.exclude),
+            exclude=self.exclude,
             surface=self.surface,
             recommender=self.recommender,
             diversity=self.diversity,
@@ -208,7 +208,7 @@ async def recommend(
         await _counted(resources, query.min_watermark)
     ask, pipeline = query.ask(), resources.pipeline
     if resources.inventories.current.experiments and is_crawler(request.headers):
-        ask = replace(ask, is_bot=True)
+        ask = ask._replace(is_bot=True)
     page = await (pipeline.recommend(ask) if query.cursor is None else pipeline.next_page(ask, query.cursor))
     return _json(page_body(page))
 
@@ -322,7 +322,7 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
     remaining = [item for item in pinned.remaining if item.row not in blocked and exists[item.row]]
     shown, rest = remaining[:limit], remaining[limit:]
     given = (*pinned.given, *(item.row for item in shown))
-    cursor = resources.pages.put(replace(pinned, given=given, remaining=tuple(rest))) if rest else None
+    cursor = resources.pages.put(pinned._replace(given=given, remaining=tuple(rest))) if rest else None
     body = {"items": items_body(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
     return _json(body if pinned.window is None else body | {"window": pinned.window})
 

@@ -8,9 +8,8 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import psycopg2
@@ -50,8 +49,7 @@ ON CONFLICT (request_id) DO NOTHING
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Impression:
+class Impression(NamedTuple):
     """One page as it was answered.
 
     first_position: of the page's first item, from 1

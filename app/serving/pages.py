@@ -10,12 +10,10 @@ import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import redis.asyncio
@@ -46,8 +44,7 @@ FRESH_SECONDS = 2.0
 _CURSOR = re.compile(r"[0-9a-f]{8}[A-Za-z0-9_-]{16}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Pinned:
+class Pinned(NamedTuple):
     """The rest of a slate, and what made it.
 
     endpoint:  which endpoint answers with it; another one refuses the cursor
@@ -229,14 +226,12 @@ def _age(cursor: str) -> float:
     return time.time() - int(cursor[:8], 16)
 
 
-_KEPT = tuple(field.name for field in dataclass_fields(Pinned) if field.name not in ("draw", "arm"))
-
-
 def _encode(pinned: Pinned) -> bytes:
-    kept = {name: getattr(pinned, name) for name in _KEPT}
-    if pinned.arm is not NO_ARM:
-        kept["arm"] = pinned.arm
-    return orjson.dumps(kept | {"remaining": [], "runs": _runs(pinned.remaining)})
+    kept = pinned._asdict() | {"remaining": [], "runs": _runs(pinned.remaining)}
+    del kept["draw"]
+    if pinned.arm is NO_ARM:
+        del kept["arm"]
+    return orjson.dumps(kept)
 
 
 def _runs(items: Sequence[Shown]) -> list[tuple[Any, ...]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +37,7 @@ LOOKAHEAD = 40
 """Items ranked beyond the asked page: what the next pages are cut from, and what diversity chooses among."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What a caller wants of GET /recommend; API.md gives the meaning of each field.
 
     diversity: None where the caller does not mind: 0, unless an experiment says otherwise
@@ -61,11 +59,7 @@ class Ask:
     is_bot: bool = False
 
 
-_IN_QUESTION = tuple(each.name for each in fields(Ask) if each.name not in ("limit", "is_bot"))
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """An answer: `items` are in order, the first at `first_position` (from 1)."""
 
     request_id: str
@@ -157,7 +151,7 @@ class Pipeline:
         _refuse_of_an_erased_user(pinned, context)
         inventory = await self._inventories.caught_up(context.versions)
         query = build_query(ask, context.view, inventory)
-        pinned = replace(pinned, remaining=still_showable(pinned.remaining, query, inventory))
+        pinned = pinned._replace(remaining=still_showable(pinned.remaining, query, inventory))
         request_id = new_request_id()
         if len(pinned.remaining) <= ask.limit:
             sampler = None if pinned.slate_id is None else self._exploration.sampler_anyway(request_id)
@@ -185,7 +179,7 @@ class Pipeline:
             first_position=len(pinned.given) + 1,
             items=tuple(with_reasons(inventory.release, shown, query, pinned.recommender)),
             inventory=inventory,
-            next_cursor=self._pages.put(replace(pinned, given=given, remaining=rest, draw=None)) if rest else None,
+            next_cursor=self._pages.put(pinned._replace(given=given, remaining=rest, draw=None)) if rest else None,
         )
         _counter(page.route, page.recommender).inc()
         if pinned.slate_id is not None:
@@ -349,7 +343,7 @@ def extended(
     known = [*pinned.given, *(shown.row for shown in pinned.remaining)]
     query = build_query(ask, context.view, inventory, given=known)
     more = rank(ask, context, inventory, query, first_position=len(known) + 1, sampler=sampler, arm=pinned.arm)
-    return replace(pinned, remaining=(*pinned.remaining, *below(pinned.remaining, more.remaining)), draw=more.draw)
+    return pinned._replace(remaining=(*pinned.remaining, *below(pinned.remaining, more.remaining)), draw=more.draw)
 
 
 def _refuse_the_past(ask: Ask, inventory: Inventory) -> None:
@@ -362,9 +356,9 @@ def _refuse_the_past(ask: Ask, inventory: Inventory) -> None:
 
 def _question(ask: Ask) -> dict[str, Any]:
     """What pages of one slate must agree on: everything but how many items a page holds."""
-    question = {name: getattr(ask, name) for name in _IN_QUESTION}
-    question["diversity"] = ask.diversity or 0.0
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in question.items()}
+    asked = ask._replace(diversity=ask.diversity or 0.0)._asdict()
+    del asked["limit"], asked["is_bot"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
 
 
 def _refuse_of_an_erased_user(pinned: Pinned, context: UserContext) -> None:

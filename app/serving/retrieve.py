@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,8 +20,7 @@ from models.contracts import Candidates, History, Positions, Query, Reason, Reco
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieved:
+class Retrieved(NamedTuple):
     """Candidates, best first: those of the leading recommender, then what others filled up with.
 
     leader:  the first recommender that had an answer

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from app.experiments import parameters
 from app.serving.arms import NO_ARM, Arm
@@ -30,8 +29,7 @@ def defaults() -> dict[str, Any]:
     return {"chains": {route: list(chain) for route, chain in CHAINS.items()}, "parameters": parameters.defaults()}
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The route and its chain: the first recommender that has an answer leads, the others fill up."""
 
     route: Route

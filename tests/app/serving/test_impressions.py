@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,7 +37,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_an_impression_that_cannot_be_stored_is_lost_alone(engine: Engine) -> None:
-    assert written(engine, SHOWN, replace(SHOWN, request_id="bad", surface="\0"), replace(SHOWN, request_id="b")) == {
+    assert written(engine, SHOWN, SHOWN._replace(request_id="bad", surface="\0"), SHOWN._replace(request_id="b")) == {
         "a",
         "b",
     }
@@ -67,7 +66,7 @@ def test_what_is_shown_while_postgres_takes_nothing_is_written_later(engine: Eng
         engine.dispose()
         try:
             for number in range(5):
-                writer.record(replace(SHOWN, request_id=str(number)))
+                writer.record(SHOWN._replace(request_id=str(number)))
                 until(lambda: writer._is_failing)
         finally:
             db.execute(text("set default_transaction_read_only = off"))
@@ -89,10 +88,10 @@ def test_what_waits_beyond_the_bound_is_lost_and_counted_and_nobody_waits(engine
     writer = ImpressionWriter(engine, capacity=2)
     with engine.begin() as db:
         db.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ERASURE_LOCK})
-        writer.record(replace(SHOWN, request_id="under way"))
+        writer.record(SHOWN._replace(request_id="under way"))
         until(lambda: bool(db.scalar(waiting)))
         for number in range(5):
-            writer.record(replace(SHOWN, request_id=str(number)))
+            writer.record(SHOWN._replace(request_id=str(number)))
         assert (writer.queued, lost._value.get() - before) == (2, 3)
     writer.close()
     with engine.connect() as db:
@@ -102,15 +101,15 @@ def test_what_waits_beyond_the_bound_is_lost_and_counted_and_nobody_waits(engine
 def test_what_an_erased_user_saw_before_does_not_come_back(engine: Engine) -> None:
     with engine.begin() as db:
         db.execute(text("insert into tombstones (user_hash) values (:hash)"), {"hash": hash_of("ann")})
-    assert written(engine, SHOWN, replace(SHOWN, request_id="b", user_id="bob")) == {"b"}
+    assert written(engine, SHOWN, SHOWN._replace(request_id="b", user_id="bob")) == {"b"}
 
 
 def test_a_drawn_slate_is_stored_with_what_it_was_drawn_from_and_others_without(engine: Engine) -> None:
     draw = Sampler(0.5, "drawn").draw([Shown(row, 3.0 - row, "blend", False, Reason("taste")) for row in range(3)])
     pin = Shown(9, 0.0, "promotion", True, Reason("promoted"))
-    drawn = replace(SHOWN, request_id="drawn", slate_id="drawn", items=(pin, *draw.ranking[:2]), draw=draw)
-    pin_only = replace(SHOWN, request_id="pin", slate_id="pin", items=(pin,), draw=draw)
-    following = replace(SHOWN, request_id="following", slate_id="drawn", items=draw.ranking[2:], first_position=4)
+    drawn = SHOWN._replace(request_id="drawn", slate_id="drawn", items=(pin, *draw.ranking[:2]), draw=draw)
+    pin_only = SHOWN._replace(request_id="pin", slate_id="pin", items=(pin,), draw=draw)
+    following = SHOWN._replace(request_id="following", slate_id="drawn", items=draw.ranking[2:], first_position=4)
     written(engine, SHOWN, pin_only, drawn, following)
     with engine.connect() as db:
         rows = {row.request_id: row for row in db.execute(select(impressions))}

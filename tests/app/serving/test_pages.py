@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import orjson
 import pytest
@@ -42,18 +41,18 @@ def test_another_process_finds_the_slate_under_its_cursor(redis_url: str) -> Non
 
 def test_a_drawn_slate_keeps_its_propensities_and_leaves_its_candidates_behind(redis_url: str) -> None:
     draw = Sampler(0.5, "01A").draw([*PINNED.remaining, Shown(4, 0.4, "blend", False, Reason("taste"))])
-    drawn = replace(PINNED, remaining=draw.ranking, slate_id="01A")
+    drawn = PINNED._replace(remaining=draw.ranking, slate_id="01A")
 
     async def scenario() -> Pinned:
         async with store(redis_url) as first, store(redis_url) as second:
-            return await second.get(first.put(replace(drawn, draw=draw)), "recommend", "u")
+            return await second.get(first.put(drawn._replace(draw=draw)), "recommend", "u")
 
     assert asyncio.run(scenario()) == drawn
 
 
 def test_a_slate_stays_in_its_variants(redis_url: str) -> None:
     arm = Arm({"ranker": "treatment"}, "als_hybrid", {"diversity": 0.2}, promotions=False, chains={"new": ["blend"]})
-    pinned = replace(PINNED, variants=dict(arm.variants), arm=arm)
+    pinned = PINNED._replace(variants=dict(arm.variants), arm=arm)
 
     async def scenario() -> Pinned:
         async with store(redis_url) as first, store(redis_url) as second:
@@ -100,7 +99,7 @@ def test_a_users_slates_lie_under_the_users_tag(redis_url: str) -> None:
     async def scenario() -> None:
         async with store(redis_url) as opened:
             opened.put(PINNED)
-            opened.put(replace(PINNED, asked={}))
+            opened.put(PINNED._replace(asked={}))
 
     asyncio.run(scenario())
     with redis.Redis.from_url(redis_url) as cache:
