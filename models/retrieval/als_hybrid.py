@@ -33,8 +33,9 @@ from models.contracts import (
     Scores,
 )
 from models.data.dataset import Dataset, latest_per_pair
+from models.membership import is_among
 from models.retrieval.content_map import ContentMap, fit_content_map
-from models.retrieval.dense import DenseRecommender, best_of, is_allowed
+from models.retrieval.dense import DenseRecommender, best_among
 from models.retrieval.inverted_lists import InvertedLists
 from models.retrieval.item_rows import ItemRows, cosines
 from models.retrieval.opinions import FEWEST_LISTED, NOMINEES, highest, nominees_among
@@ -51,10 +52,6 @@ CONCESSION = 0.01
 """What the choice of weights may give up for less trend: differences below it are chance."""
 FEWEST_SEARCHED = 100_000
 """Items from which on the best are searched for in lists: of fewer all are scored, and none is missed."""
-FEWEST_FILTERED = 20_000
-"""Where filters leave no more items than this, these are scored, each of them."""
-_MARGIN = 1.5
-"""Items searched for, against those that would do if filters took as many of the best as of the others."""
 RECENCY = 10.0
 """Entries after which a liked item counts half in the content profile."""
 
@@ -113,17 +110,7 @@ class AlsHybrid(DenseRecommender):
         opinion = self.opinion(query)
         if opinion is None or self.lists is None or len(self.lists) < FEWEST_SEARCHED:
             return super().recommend(query)
-        allowed = is_allowed(query, self.n_items)
-        share = np.count_nonzero(allowed) / self.n_items
-        if share * self.n_items > FEWEST_FILTERED:
-            positions, scores = opinion.best(round((query.limit + len(query.excluded)) / share * _MARGIN))
-            if np.count_nonzero(allowed[positions]) >= query.limit:
-                best = best_of(positions, scores, allowed, query.limit)
-                return Candidates(positions[best], scores[best])
-        positions = (allowed & np.isfinite(self.prior)).nonzero()[0].astype(np.int32)
-        scores = opinion.scores(self.rows_of(positions)) + self.prior[positions]
-        best = best_of(positions, scores, allowed, query.limit)
-        return Candidates(positions[best], scores[best])
+        return best_among(*opinion.best(query), query.limit)
 
     def reasons(self, query: Query, positions: Positions) -> list[Reason]:
         """`similar_to_liked` where content speaks louder than the factors, `taste` elsewhere."""
@@ -234,16 +221,24 @@ class AlsOpinion:
         """float32[f + p + 1]: the user as the lists compare them."""
         return np.append(self.user, np.float32(self.recommender.prior_scale))
 
-    def best(self, most: int) -> tuple[Positions, Scores]:
-        """Positions and scores in any order: nearly all of the `most` best, and others. Only where there are lists."""
-        als = self.recommender
+    def best(self, query: Query) -> tuple[Positions, Scores]:
+        """Positions and scores in any order: nearly all that the query asks for, and others that it allows.
+
+        Only where there are lists.
+        """
+        als, n = self.recommender, len(self.recommender.vectors.fitted)
+        eligible = None if query.eligible is None else query.eligible[: als.n_items]
         if als.lists is None:
             raise ValueError("nothing is listed; ask for the scores of all")
-        positions, scores = als.lists.best(self._listed, most)
-        n, added = len(als.vectors.fitted), als.vectors.added
-        arrived = np.arange(n, n + len(added), dtype=np.int32)[np.isfinite(als.prior[n:])]
-        new_scores = added[arrived - n] @ self.user + als.prior[arrived]
+        positions, scores = als.lists.best(
+            self._listed, query.limit, allowed=None if eligible is None else eligible[:n], excluded=query.excluded
+        )
         scores += np.float32(als._usual_prior)
+        arrived = n + np.isfinite(als.prior[n:]).nonzero()[0].astype(np.int32)
+        arrived = arrived[~is_among(arrived, query.excluded)]
+        if eligible is not None:
+            arrived = arrived[eligible[arrived]]
+        new_scores = als.vectors.added[arrived - n] @ self.user + als.prior[arrived]
         return np.concatenate([positions, arrived]), np.concatenate([scores, new_scores])
 
     def scores(self, rows: Scores) -> Scores:

@@ -62,17 +62,17 @@ def best(scores: Scores, query: Query) -> Candidates:
     return Candidates(positions, allowed[positions].astype(np.float32))
 
 
-def best_of(positions: Indices, scores: Scores, allowed: Mask, limit: int) -> NDArray[np.int64]:
-    """Where in `positions` the `limit` best of those that are allowed stand, best first; ties go to the lower position.
+def best_among(positions: Positions, scores: Scores, limit: int) -> Candidates:
+    """The highest of some items' scores; ties go to the lower position.
 
-    scores: float32[k], of these positions; allowed: bool[n_items], as `is_allowed` gives it
+    positions: int32[k], none of them twice; scores: float32[k], of these
     """
-    found = allowed[positions].nonzero()[0]
-    if limit < len(found):
-        left = scores[found]
-        least = np.partition(left, len(left) - limit)[len(left) - limit] if limit else np.inf
-        found = found[left >= least]
-    return found[np.lexsort((positions[found], -scores[found]))[:limit]]
+    if limit < len(scores):
+        least = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else np.inf
+        chosen = (scores >= least).nonzero()[0]
+        positions, scores = positions[chosen], scores[chosen]
+    order = np.lexsort((positions, -scores))[:limit]
+    return Candidates(positions[order], scores[order])
 
 
 def is_allowed(query: Query, n: int) -> Mask:

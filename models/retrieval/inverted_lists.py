@@ -1,39 +1,86 @@
 """Inverted lists: where the largest inner products are, found without looking at every row.
 
 Rows are clustered by direction and lie in memory cluster by cluster, in each the longest first. A question is compared
-with the directions of the clusters; from its angle to one follows how long a row there has to be to matter, so of each
-list only the beginning is read (Sivic and Zisserman, "Video Google", 2003, for the lists, in which the field says IVF;
-Teflioudi and Gemulla, "Exact and approximate maximum inner product search with LEMP", 2016, for the lengths).
-What is read is compared exactly: whatever is missed, nothing is out of order.
+with the directions of the clusters; its angle to one and the length of a row tell what that row may reach. Those that
+may reach most are read, then all that may come near the best of these (Sivic and Zisserman, "Video Google", 2003, for
+the lists, in which the field says IVF; Teflioudi and Gemulla, "Exact and approximate maximum inner product search with
+LEMP", 2016, for the lengths). What is read is compared exactly: whatever is missed, nothing is out of order.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.contracts import Arrays, Positions, Scores
+from models.contracts import Arrays, Mask, Positions, Scores
+from models.membership import is_among
 
 DEVIATIONS = 2.4
 """How far to the question's side of its centre a row is taken to lie, in standard deviations of where directions lie
-by chance: 1 / √d of the way. Of a million items with 64 factors (benchmarks/large_catalogue) 1.6, 2.4 and 3.2 find
-97.0, 99.6 and 99.9 % of the best fifty, reading 0.5, 1.2 and 3.6 % of the rows."""
+by chance: 1 / √d of the way."""
+ENOUGH = 0.7
+"""Rows are read that may reach this share of what the best read first do: rows lie further aside than by chance where
+what is in a list isn't all alike. Of a million items with 64 factors (benchmarks/large_catalogue) 1, 0.8 and 0.7 find
+95.6, 98.9 and 99.5 % of the best, reading 400, 1,200 and 2,200 rows."""
+FIRST = 1_000
+FIRST_PER_WANTED = 16
+"""Rows read first."""
+FEWEST_FILTERED = 20_000
+"""Where filters leave no more rows than this, it is looked up for each what it may reach."""
+MANY = 100_000
+"""Rows from which on there are twice as many lists: these are looked at one by one, but lie closer together."""
+NOTHING = np.empty(0, np.int32)
+_ALL = 4
+"""Everything is read, which goes faster row by row, where otherwise it would be more than one in this many."""
+_SHORTEST_BLOCK = 8
 _ROUNDS = 5
 _SAMPLE_PER_LIST = 32
 """Rows per centre that k-means looks at."""
 _BLOCK = 16_384
 """Rows that are assigned at once."""
-_FIRST = 8
-"""Lists read before it is known how good the best are."""
-_LONGEST = 512
-"""Rows read of each of these."""
 
 
-@dataclass(frozen=True, slots=True)
+class _Blocks(NamedTuple):
+    """Each list cut where it is 8, 16, 32, … rows long.
+
+    lists:   int64[b], which it is of
+    starts:  int64[b], its first row
+    sizes:   int64[b], rows
+    lengths: float32[b], of its first row, the longest
+    """
+
+    lists: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    lengths: Scores
+
+    def rows(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[n]: all that are in these blocks, block by block."""
+        starts, sizes = self.starts[blocks], self.sizes[blocks]
+        rows: NDArray[np.int64] = (starts - sizes.cumsum() + sizes).repeat(sizes)
+        rows += np.arange(len(rows))
+        return rows
+
+
+class _May(NamedTuple):
+    """What may be in the answer. share: of all rows, about"""
+
+    allowed: Mask | None
+    excluded: Positions
+    share: float
+
+    def be(self, positions: Positions) -> Mask:
+        """bool[n]"""
+        may = ~is_among(positions, self.excluded)
+        return may if self.allowed is None else may & self.allowed.take(positions)
+
+
+@dataclass(frozen=True)
 class InvertedLists:
     """Built by `of` or `from_parts`.
 
@@ -54,10 +101,10 @@ class InvertedLists:
 
     @classmethod
     def of(cls, rows: Scores, positions: Positions, *, seed: int, n_lists: int | None = None) -> Self:
-        """rows: float32[n, d], n at least 1; positions: int32[n], of each row; n_lists: the root of n without"""
+        """rows: float32[n, d], n at least 1; positions: int32[n], of each row; n_lists: the root of n or twice it"""
         lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
         directions = rows / np.maximum(lengths, 1e-12)[:, None]
-        k = min(n_lists or round(math.sqrt(len(rows))), len(rows))
+        k = min(n_lists or round(math.sqrt(len(rows)) * (2 if len(rows) >= MANY else 1)), len(rows))
         centres = _centres(directions, k, np.random.default_rng(seed))
         lists = _nearest(directions, centres)
         order = np.lexsort((-lengths, lists))
@@ -76,62 +123,113 @@ class InvertedLists:
         """Rows."""
         return len(self.order)
 
-    def near(self, vector: Scores, n_lists: int) -> tuple[Positions, Scores]:
-        """Positions and inner products of the longest rows in the most promising lists."""
-        most = self._per_length(vector, DEVIATIONS) * self._longest()
-        return self._read(vector, self._beginnings(_highest(most, n_lists)))
+    def near(self, vector: Scores, n_rows: int) -> tuple[Positions, Scores]:
+        """Positions and inner products of about so many rows: those that may reach most."""
+        rows = self._blocks.rows(self._leading(self._reach(vector), n_rows))
+        return self.order.take(rows), self.rows.take(rows, axis=0) @ vector
 
-    def best(self, vector: Scores, most: int, *, deviations: float = DEVIATIONS) -> tuple[Positions, Scores]:
-        """Positions and inner products in any order: nearly all of the `most` largest, and others."""
-        per_length = self._per_length(vector, deviations)
-        possible = per_length * self._longest()
-        first = self._beginnings(_highest(possible, max(_FIRST, most // _LONGEST * 4)))
-        positions, scores = self._read(vector, first)
-        if len(scores) < most:
-            return self._read(vector, [(0, len(self))])
-        least = float(np.partition(scores, len(scores) - most)[len(scores) - most])
-        rest = self._long_enough(per_length, possible, least, dict(first))
-        more_positions, more_scores = self._read(vector, rest)
+    def best(
+        self,
+        vector: Scores,
+        most: int,
+        *,
+        allowed: Mask | None = None,
+        excluded: Positions = NOTHING,
+        enough: float = ENOUGH,
+    ) -> tuple[Positions, Scores]:
+        """Positions and inner products in any order: nearly all of the `most` largest that may be, and others.
+
+        allowed: bool[positions], None for all; excluded: int32[k], positions that may not be either
+        """
+        n_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        if n_allowed > FEWEST_FILTERED or allowed is None:
+            found = self._best_of_blocks(vector, most, _May(allowed, excluded, n_allowed / len(self)), enough)
+            if len(found[0]) >= most or allowed is None:
+                return found
+        positions = allowed[: len(self._row_of)].nonzero()[0]
+        rows = self._row_of.take(positions[~is_among(positions, excluded)])
+        return self._best_of_rows(vector, most, rows[rows >= 0], enough)
+
+    def _best_of_blocks(self, vector: Scores, most: int, may: _May, enough: float) -> tuple[Positions, Scores]:
+        """Fewer than `most` where filters take just what is promising."""
+        blocks = self._blocks
+        reach = self._reach(vector)
+        n_first = FIRST + FIRST_PER_WANTED * most
+        first = self._leading(reach, math.ceil(n_first / max(may.share, 1e-6)))
+        positions, scores = self._read_rows(vector, blocks.rows(first), may)
+        if len(scores) < most or most == 0:
+            return positions, scores
+        needed = _needed(scores, most, enough)
+        reach[first] = -np.inf
+        rest = (reach >= needed).nonzero()[0]
+        if blocks.sizes[rest].sum() * may.share > len(self) / _ALL:
+            kept = may.be(self.order)
+            return self.order[kept], (self.rows @ vector)[kept]
+        more_positions, more_scores = self._read_rows(vector, blocks.rows(rest), may)
         return np.concatenate([positions, more_positions]), np.concatenate([scores, more_scores])
 
-    def _per_length(self, vector: Scores, deviations: float) -> Scores:
+    def _best_of_rows(
+        self, vector: Scores, most: int, rows: NDArray[np.int32], enough: float
+    ) -> tuple[Positions, Scores]:
+        n_first = FIRST + FIRST_PER_WANTED * most
+        reach = self._per_length(vector).take(self._list_of_row.take(rows)) * -self.lengths.take(rows)
+        first = _highest(reach, n_first)
+        scores = self.rows.take(rows[first], axis=0) @ vector
+        if len(first) == len(rows):
+            return self.order.take(rows[first]), scores
+        needed = _needed(scores, most, enough)
+        reach[first] = -np.inf
+        rest = (reach >= needed).nonzero()[0]
+        more_scores = self.rows.take(rows[rest], axis=0) @ vector
+        return self.order.take(rows[np.concatenate([first, rest])]), np.concatenate([scores, more_scores])
+
+    def _read_rows(self, vector: Scores, rows: NDArray[np.int64], may: _May) -> tuple[Positions, Scores]:
+        positions = self.order.take(rows)
+        kept = may.be(positions).nonzero()[0]
+        return positions.take(kept), self.rows.take(rows.take(kept), axis=0) @ vector
+
+    def _leading(self, reach: Scores, most: int) -> NDArray[np.int64]:
+        """int64[b]: the blocks of the highest reach that together have so many rows."""
+        sizes = self._blocks.sizes
+        leading = _highest(reach, most // _SHORTEST_BLOCK + 1)
+        if sizes[leading].sum() < most:
+            leading = _highest(reach, most)
+        leading = leading[(-reach[leading]).argsort()]
+        return leading[: int(sizes[leading].cumsum().searchsorted(most)) + 1]
+
+    @cached_property
+    def _blocks(self) -> _Blocks:
+        sizes = np.diff(self.starts)
+        doublings = max(math.ceil(math.log2(max(int(sizes.max()), 1) / _SHORTEST_BLOCK)), 0)
+        ranks = np.concatenate([[0], _SHORTEST_BLOCK * 2 ** np.arange(doublings + 1)])
+        lists, block = (ranks[:-1] < sizes[:, None]).nonzero()
+        starts = self.starts[lists] + ranks[block]
+        ends = np.minimum(self.starts[lists] + ranks[block + 1], self.starts[lists + 1])
+        return _Blocks(lists, starts, ends - starts, -self.lengths[starts])
+
+    @cached_property
+    def _row_of(self) -> NDArray[np.int32]:
+        """int32[positions]: of each the row, -1 where it is in no list."""
+        found = np.full(int(self.order.max(initial=-1)) + 1, -1, np.int32)
+        found[self.order] = np.arange(len(self), dtype=np.int32)
+        return found
+
+    @cached_property
+    def _list_of_row(self) -> NDArray[np.int32]:
+        return np.arange(len(self.closeness), dtype=np.int32).repeat(np.diff(self.starts))
+
+    def _per_length(self, vector: Scores) -> Scores:
         """float32[k]: the highest inner product to reckon with in each list, for rows of length 1."""
         length = math.sqrt(float(vector @ vector))
         cosines = (self.centres @ vector) / np.float32(max(length, 1e-12))
         sines = np.sqrt(np.maximum(1 - cosines * cosines, 0))
         spread = np.sqrt(1 - self.closeness * self.closeness)
-        sideways = np.float32(deviations / math.sqrt(len(vector))) * sines * spread
+        sideways = np.float32(DEVIATIONS / math.sqrt(len(vector))) * sines * spread
         return np.asarray((cosines * self.closeness + sideways) * np.float32(length))
 
-    def _longest(self) -> Scores:
-        """float32[k]: the length of each list's first row."""
-        held = np.minimum(self.starts[:-1], len(self) - 1)
-        return np.where(self.starts[1:] > self.starts[:-1], -self.lengths[held], np.float32(0))
-
-    def _beginnings(self, lists: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Of each list, from where to where it is read first."""
-        starts, ends = self.starts[lists], self.starts[lists + 1]
-        return list(zip(starts.tolist(), np.minimum(ends, starts + _LONGEST).tolist(), strict=True))
-
-    def _long_enough(
-        self, per_length: Scores, possible: Scores, least: float, read: dict[int, int]
-    ) -> list[tuple[int, int]]:
-        """From where to where lists have rows that may reach `least`. read: the ends of what was read, by the start."""
-        lists = ((possible > least) & (per_length > 0)).nonzero()[0]
-        needed = (-max(least, 0.0) / per_length[lists]).tolist()
-        found = []
-        bounds = zip(self.starts[lists].tolist(), self.starts[lists + 1].tolist(), needed, strict=True)
-        for start, end, length in bounds:
-            until = start + int(self.lengths[start:end].searchsorted(length, "right"))
-            if until > (since := read.get(start, start)):
-                found.append((since, until))
-        return found
-
-    def _read(self, vector: Scores, parts: list[tuple[int, int]]) -> tuple[Positions, Scores]:
-        if not parts:
-            return np.empty(0, np.int32), np.empty(0, np.float32)
-        scores = [self.rows[start:end] @ vector for start, end in parts]
-        return np.concatenate([self.order[start:end] for start, end in parts]), np.concatenate(scores)
+    def _reach(self, vector: Scores) -> Scores:
+        """float32[b]: the highest inner product to reckon with in each block."""
+        return self._per_length(vector).take(self._blocks.lists) * self._blocks.lengths
 
     @classmethod
     def among(cls, arrays: Arrays, prefix: str = "lists.") -> Self | None:
@@ -145,6 +243,12 @@ class InvertedLists:
     @classmethod
     def from_parts(cls, arrays: Arrays) -> Self:
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+
+def _needed(scores: Scores, most: int, enough: float) -> float:
+    """What a row has to be able to reach to be read, after so many that gave these scores."""
+    least = float(np.partition(scores, len(scores) - most)[len(scores) - most]) if most else math.inf
+    return least - (1 - enough) * abs(least)
 
 
 def _highest(values: Scores, most: int) -> NDArray[np.int64]:
