@@ -3,7 +3,7 @@
 What is usual of artists and tracks is shrunk by the ratio of the variances within and between them (the James–Stein
 estimate for unequal counts; Efron and Morris, "Data analysis using Stein's estimator and its generalizations", 1975).
 The components are let in one by one. Each must foretell the newest third of the held-out sessions better than what is
-there already, by more than the standard error of that; what brings nothing keeps the weight 0.
+there already, by more than twice the standard error of that; what brings nothing keeps the weight 0.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from models.retrieval.next_track.expected_listening import COMPONENTS, ExpectedL
 
 _RIDGE = 1.0
 _STEPS = 12
+_ERRORS = 2.0
+"""Standard errors that a gain must exceed: of twenty components that are nothing but chance half a one gets in."""
 Floats = NDArray[np.float64]
 
 
@@ -87,7 +89,7 @@ def choose_weights(rows: Rows, judged: int) -> tuple[NDArray[np.float32] | None,
     for component in range(len(COMPONENTS)):
         tried = log_losses(_foretold(learned, newest, [*kept, component]), newest.fractions)
         gain = losses - tried
-        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+        if gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain)):
             kept, losses = [*kept, component], tried
             figures[COMPONENTS[component]] = _figures(learned, newest, kept)
     if not kept:

@@ -52,6 +52,24 @@ def test_sessions_are_what_was_heard_in_them(engine: Engine, monkeypatch: pytest
     assert sessions.n_items == 4
 
 
+def test_whose_a_session_and_whose_a_track_is(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FEWEST_SESSIONS", 1)
+    with engine.begin() as db:
+        add_items(db, "a", "b", "c", "d")
+        for artist, items in (("x", ["a", "d"]), ("y", ["c"])):
+            db.execute(text("update items set creator = :x where item_id = any(:i)"), {"x": artist, "i": items})
+        add_listens(db, ("u", "b", "s2", 0.5, 20), ("v", "c", "s1", 1.0, 1), ("u", "a", "s3", 0.1, 30))
+    sessions = found(engine)
+    assert sessions is not None
+    assert sessions.users is not None
+    assert sessions.artists is not None
+    first, second, third = sessions.users.tolist()
+    assert first != second == third
+    a, b, c, d = sessions.artists.tolist()
+    assert a == d != c
+    assert b == -1 < min(a, c)
+
+
 def test_too_few_sessions_are_none(engine: Engine) -> None:
     with engine.begin() as db:
         add_items(db, "a", "b")
