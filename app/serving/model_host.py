@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -138,7 +139,7 @@ class ModelHost:
             raise ArtifactError(self._folder / served_id, cause)
 
     def _first_of(self, names: Iterable[str]) -> ServedRelease | None:
-        present = (name for name in names if (self._folder / name).is_dir())
+        present = (name for name in names if os.path.isdir(self._folder / name))  # which never fails
         for name in islice(present, EARLIER_RELEASES):
             with suppress(ArtifactError):
                 return self._loaded(name)

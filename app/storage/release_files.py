@@ -70,12 +70,13 @@ def pointed(releases_dir: Path) -> str:
 
 
 def state_of(releases_dir: Path, release_id: str) -> State:
-    """Tells whether a release's files were changed; empty where the folder is gone. Reads none of them."""
+    """Tells whether a release's files were changed; empty where the folder is gone. Reads none of them, and never
+    fails: what can't be looked at is not there."""
     return frozenset(_states(releases_dir / release_id))
 
 
 def _states(folder: Path) -> Iterator[tuple[str, int, int]]:
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _states(Path(entry.path))

@@ -55,7 +55,7 @@ def follow(engine: Engine, settings: Settings) -> Iterator[Follow]:
 
     def start() -> LiveFollower:
         followers.append(LiveFollower(engine, settings))
-        assert followers[-1].caught_up(10)
+        assert followers[-1].caught_up(60)
         return followers[-1]
 
     yield start

@@ -142,6 +142,21 @@ def test_a_key_is_known_after_it_was_made_and_unknown_after_it_was_revoked(host:
     assert not host.current.keys.is_open, "revoking the last key must not open the door"
 
 
+@pytest.mark.parametrize("looping", ["damaged", "damaged/content.npy"])
+def test_a_release_that_can_not_even_be_looked_at_leaves_everything_else_fresh(
+    host: InventoryHost, engine: Engine, tmp_path: Path, looping: str
+) -> None:
+    """A link that leads to itself, here; a disk that fails, or a folder that belongs to somebody else, is the same."""
+    link = tmp_path / "releases" / looping
+    link.parent.mkdir(parents=True)
+    link.symlink_to(link.name)
+    (tmp_path / "releases" / "current").write_text("damaged")
+    known = changed_rules(engine)
+    host.refresh()
+    assert host.current.versions["rules"] == known["rules"]
+    assert "damaged" in str(host.models.failure)
+
+
 def test_a_release_that_breaks_in_an_unforeseen_way_leaves_everything_else_fresh(
     host: InventoryHost, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
