@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ UNKNOWN_LISTENING = 0.75
 LONGEST = 30
 """Tracks of a session that anybody looks back at."""
 _TINY = 1e-30
+_FEW = 8
+"""Up to so many times as many scores as are wanted are sorted as they are, without leaving out the low ones first."""
 _LIKED, _LEFT = 0.7, 0.3
 """Heard up to here a track was liked; from here down it speaks against its like."""
 
@@ -36,9 +38,11 @@ class Heard:
     @cached_property
     def strengths(self) -> Scores:
         """float32[n]: 1 for what was heard (or not measured), falling below 0.7, down to -0.5 for what was skipped."""
-        slope = (self.fractions - np.float32(_LEFT)) / np.float32(_LIKED - _LEFT)
+        slope = self.fractions - np.float32(_LEFT)
+        slope *= np.float32(1 / (_LIKED - _LEFT))
         # Of a number and NaN fmin takes the number.
-        return np.asarray(np.maximum(np.fmin(slope, np.float32(1)), np.float32(-0.5)))
+        np.fmin(slope, np.float32(1), out=slope)
+        return np.asarray(np.maximum(slope, np.float32(-0.5), out=slope))
 
     @classmethod
     def of(cls, query: SessionQuery, n_items: int) -> Heard:
@@ -55,11 +59,11 @@ class Claims(NamedTuple):
     """What one recommender says of the next track, piece by piece.
 
     positions: int32[n], each as often as something speaks for it or against it
-    scores:    float32[n], below 0 where it speaks against
+    scores:    float32[n] or float64[n], below 0 where it speaks against
     """
 
     positions: Positions
-    scores: Scores
+    scores: NDArray[np.floating[Any]]
 
     @classmethod
     def none(cls) -> Claims:
@@ -79,11 +83,11 @@ class Tally(NamedTuple):
     @classmethod
     def of(cls, claims: Sequence[Claims], n_items: int) -> Tally:
         """Adds up by counting in a row of cells for each recommender: sorting takes three times as long."""
-        positions = np.concatenate([each.positions for each in claims]).astype(np.intp)
+        positions = np.concatenate([each.positions for each in claims], dtype=np.intp)
         # Only cells that are written to are ever read.
         cells, numbers = np.empty(n_items, np.int32), np.arange(len(positions), dtype=np.int32)
         cells[positions] = numbers
-        named = positions.compress(cells[positions] == numbers).astype(np.int32)
+        named = positions.compress(cells[positions] == numbers)
         named.sort()
         k = len(named)
         cells[named] = numbers[:k]
@@ -92,17 +96,20 @@ class Tally(NamedTuple):
         for row, each in enumerate(claims[1:], 1):
             cell[start : start + len(each.positions)] += row * k
             start += len(each.positions)
-        weights = np.concatenate([each.scores for each in claims])
+        weights = np.concatenate([each.scores for each in claims], dtype=np.float64)
         scores = np.bincount(cell, weights, len(claims) * k).reshape(len(claims), k)
-        return cls(named, np.maximum(scores, 0, out=scores))
+        return cls(named.astype(np.int32), np.maximum(scores, 0, out=scores))
 
     def best(self, most: int) -> NDArray[np.int64]:
         """int64[k], ascending: places in `positions` of the `most` highest of each; more where the last are equal."""
         if len(self.positions) <= most:
-            least = np.zeros(len(self.scores))
+            is_best = self.scores > 0
         else:
-            least = np.partition(self.scores, -most, axis=1)[:, -most]
-        return np.flatnonzero((self.scores >= np.maximum(least, _TINY)[:, None]).any(axis=0))
+            ascending = self.scores.copy()
+            ascending.partition(-most, axis=1)
+            is_best = self.scores >= np.maximum(ascending[:, -most, None], _TINY)
+        places: NDArray[np.int64] = np.logical_or.reduce(is_best, axis=0).nonzero()[0]
+        return places
 
 
 class NextOpinion(NamedTuple):
@@ -168,13 +175,13 @@ def answer(positions: Positions, scores: Scores, query: SessionQuery) -> NextCan
 
 def best_of(positions: Positions, scores: Scores, limit: int) -> NextCandidates:
     """As `answer`, of tracks that are all allowed."""
-    if limit < len(scores):
+    if limit < len(scores) // _FEW:
         least = np.partition(scores, len(scores) - limit)[len(scores) - limit] if limit else np.inf
         keep = scores >= least
         positions, scores = positions[keep], scores[keep]
     order = (-scores).argsort(kind="stable")[:limit]
     heard = np.full(len(order), UNKNOWN_LISTENING, np.float32)
-    return NextCandidates(positions[order].astype(np.int32), scores[order].astype(np.float32), heard)
+    return NextCandidates(positions.take(order).astype(np.int32), scores.take(order), heard)
 
 
 def answer_of(recommender: MakesClaims, query: SessionQuery) -> NextCandidates:

@@ -20,8 +20,8 @@ from models.contracts import Arrays, NextCandidates, Parameters, Parts, Position
 from models.data.sessions import Sessions
 from models.retrieval.next_track.answers import Claims, Heard, NextOpinion, answer_of, firsts
 
-_MOST_LAST = 256
-"""Tracks of a session that could count."""
+_BITS, _WHICH = 8, 0xFF
+"""Which of a session's latest tracks it is takes so many bits of a whole number."""
 _ROUNDING = 1e-3
 
 
@@ -84,25 +84,25 @@ class SessionKnn:
 
     @cached_property
     def _by_track(self) -> NDArray[np.int64]:
-        """int64[n]: of each of `listens`, the session in the upper half and in the lower one its place there, times
-        _MOST_LAST. Side by side for a track, and sorting these sorts by session."""
+        """int64[n]: of each of `listens` the session in the upper half, and in the lower one its place there, above
+        _BITS empty bits. Side by side for a track, and sorting these sorts by session."""
         lengths = np.diff(self.bounds)
         session = np.repeat(np.arange(len(lengths)), lengths)
         places = np.arange(len(self.tracks)) - self.bounds[:-1].repeat(lengths)
-        return np.asarray((session << 32 | places * _MOST_LAST)[self.listens])
+        return np.asarray((session << 32 | places << _BITS)[self.listens])
 
     @cached_property
-    def _rarity(self) -> Scores:
-        """float32[n_items]"""
+    def _rarity(self) -> NDArray[np.float64]:
+        """float64[n_items]"""
         share = np.maximum(np.diff(self.starts), 1) / max(len(self.bounds) - 1, 1)
-        return np.maximum(-np.log(np.minimum(share, 0.999)), 0).astype(np.float32) ** np.float32(self.nearness.rarity)
+        return np.asarray(np.maximum(-np.log(np.minimum(share, 0.999)), 0) ** self.nearness.rarity)
 
     @cached_property
-    def _worth(self) -> Scores:
-        """float32[s]: what a neighbour counts, however alike."""
+    def _worth(self) -> NDArray[np.float64]:
+        """float64[s]: what a neighbour counts, however alike."""
         age = np.arange(len(self.bounds) - 1)[::-1]
         lengths = np.diff(self.bounds)
-        return (0.5 ** (age / self.nearness.half_life) / lengths**self.nearness.shortness).astype(np.float32)
+        return np.asarray(0.5 ** (age / self.nearness.half_life) / lengths**self.nearness.shortness)
 
     def claims(self, heard: Heard) -> Claims:
         """What the neighbours went on with, or had around what they have in common."""
@@ -113,25 +113,29 @@ class SessionKnn:
         begins = self.bounds.take(sessions)
         lengths = self.bounds.take(sessions + 1)
         lengths -= begins
-        ends = lengths.cumsum()
-        listens = (begins - ends + lengths).repeat(lengths)
-        listens += np.arange(len(listens))
-        away = np.subtract(listens, (begins + places).repeat(lengths), dtype=np.float64).astype(np.float32)
+        starts = lengths.cumsum()
+        n = int(starts[-1])
+        starts -= lengths
+        listens = (begins - starts).repeat(lengths)
+        listens += np.arange(n)
+        away = np.arange(n, dtype=np.float64)
+        away -= (starts + places).repeat(lengths)
         # What stands right at the mean of several places doesn't stand before it for rounding's sake.
-        is_before = away < -_ROUNDING
+        factors = (away < -_ROUNDING) * (self.nearness.before - 1)
+        factors += 1
+        factors *= likeness.repeat(lengths)
         says = np.abs(away, out=away)
         says *= -1 / self.nearness.reach
         np.exp(says, out=says)
-        np.multiply(says, self.nearness.before, out=says, where=is_before)
-        says *= likeness.repeat(lengths)
+        says *= factors
         return Claims(self.tracks.take(listens), says)
 
     def opinion(self, heard: Heard) -> NextOpinion:
         return NextOpinion.of(self.claims(heard), self.n_items)
 
-    def _common(self, heard: Heard) -> tuple[NDArray[np.int64], Scores] | None:
-        """Earlier listens of this session's tracks, as in `_by_track` with which track it is (0 for the first) in the
-        last digit, by session; and what each of these tracks counts."""
+    def _common(self, heard: Heard) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """Earlier listens of this session's tracks as in `_by_track`, which track it is in the last bits, by session;
+        and what each of these tracks counts."""
         latest = heard.positions[: -self.nearness.last - 1 : -1]
         loudness = heard.strengths[: -self.nearness.last - 1 : -1] * self._fading[: len(latest)]
         tracks = latest.tolist()
@@ -149,21 +153,22 @@ class SessionKnn:
         return listens, loudness * self._rarity.take(latest)
 
     def _neighbours(
-        self, listens: NDArray[np.int64], loudness: Scores
-    ) -> tuple[NDArray[np.int64], Scores, NDArray[np.float64]]:
+        self, listens: NDArray[np.int64], loudness: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """The nearest sessions, how near they are, and about where in each stands what is in common."""
         sessions = listens >> 32
+        weights = loudness.take(listens & _WHICH)
         listens &= 0xFFFFFFFF
-        weights = loudness.take(listens % _MOST_LAST)
-        listens //= _MOST_LAST
+        listens >>= _BITS
         starts = firsts(sessions)
         found = sessions.take(starts)
         alike = total = np.add.reduceat(weights, starts)
         if loudness.min() < 0:
             np.abs(weights, out=weights)
             total = np.add.reduceat(weights, starts)
-        places = np.add.reduceat(weights * listens, starts)
-        places /= np.maximum(total, np.float32(1e-9))
+        weights *= listens
+        places = np.add.reduceat(weights, starts)
+        places /= np.maximum(total, 1e-9)
         likeness = alike * self._worth.take(found)
         if len(found) > self.nearness.neighbours:
             # Sessions around what was skipped speak as loudly against as others speak for.
