@@ -6,8 +6,6 @@ from pathlib import Path
 from uuid import UUID
 
 import psycopg2
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,6 +45,10 @@ def open_engine(url: str, *, pool: int = 8, statement_timeout_seconds: float = 1
 
 def migrate(url: str, revision: str = "head") -> None:
     """Brings the schema to `revision`, creating it where there is none."""
+    # Workers, which don't migrate, need not hold 8 MiB of it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["url"] = url

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 Method = Literal["holm", "benjamini_hochberg"]
 
@@ -24,7 +23,7 @@ def adjusted(p_values: Sequence[float], method: Method = "holm") -> list[float]:
     if method == "holm":
         return list(map(float, _holm(given)))
     if method == "benjamini_hochberg":
-        return list(map(float, false_discovery_control(given, method="bh"))) if len(given) else []
+        return list(map(float, _benjamini_hochberg(given)))
     raise ValueError(f"method {method!r} is neither 'holm' nor 'benjamini_hochberg'")
 
 
@@ -33,4 +32,13 @@ def _holm(given: np.ndarray) -> np.ndarray:
     factors = np.arange(len(given), 0, -1)
     result = np.empty_like(given)
     result[order] = np.minimum(np.maximum.accumulate(given[order] * factors), 1.0)
+    return result
+
+
+def _benjamini_hochberg(given: np.ndarray) -> np.ndarray:
+    """By hand: scipy.stats has it, which takes 24 MiB in every worker."""
+    order = np.argsort(-given, kind="stable")
+    factors = len(given) / np.arange(len(given), 0, -1)
+    result = np.empty_like(given)
+    result[order] = np.minimum.accumulate(np.minimum(given[order] * factors, 1.0))
     return result
