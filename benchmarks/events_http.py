@@ -27,6 +27,7 @@ from fastapi import FastAPI
 from app.storage.database import open_engine
 from benchmarks import serving
 from benchmarks._http_load import Cost, load, post
+from benchmarks._servers_cpu import ServersCpu, shares
 from benchmarks.write_path import KINDS, populate, stores
 
 USERS = ITEMS = 10_000
@@ -99,10 +100,18 @@ def compare(environment: dict[str, str], asked: argparse.Namespace) -> None:
             turn()
         rounds = [{name: turn() for name, turn in turns.items()} for _ in range(asked.rounds)]
         for name in turns:
-            per_request = asked.batch if name.startswith("batches") else 1
-            print(
-                line(name, [turn[name] for turn in rounds], [turn["no-op POST"] for turn in rounds], asked, per_request)
-            )
+            costs, bases = [turn[name] for turn in rounds], [turn["no-op POST"] for turn in rounds]
+            print(line(name, costs, bases, asked, asked.batch if name.startswith("batches") else 1))
+        cpu = ServersCpu(environment["DATABASE_URL"], environment["REDIS_URL"])
+        for name in ("POST /events", f"batches of {asked.batch}"):
+            print(by_process(name, turns[name], cpu, asked.batch if name.startswith("batches") else 1))
+
+
+def by_process(name: str, turn: Callable[[], Cost], cpu: ServersCpu, per_request: int) -> str:
+    """What each process takes of an event, in one more turn."""
+    before, cost, after = cpu.seconds(), turn(), cpu.seconds()
+    others = shares(before, after, cost.requests * per_request)
+    return f"{name:16} CPU of an event: worker {cost.cpu_us / per_request:.0f} us  {others}"
 
 
 def line(name: str, costs: list[Cost], bases: list[Cost], asked: argparse.Namespace, events: int) -> str:

@@ -34,6 +34,7 @@ from app.settings import Settings
 from app.storage.database import migrate, open_engine
 from app.storage.embedded import embedded_servers
 from app.storage.redis import open_sync
+from benchmarks._servers_cpu import ServersCpu, shares
 
 KINDS = ("like", "view", "click", "view")
 LOADS = ((1, 1), (64, 1), (8, 100), (64, 100))
@@ -48,14 +49,14 @@ class Figures:
 
     events_per_second: float
     waits_ms: list[float]
-    cpu_us: float
-    """CPU time of this process per event."""
+    cpu: str
+    """CPU time of each process per event."""
 
     def line(self, tasks: int, batch: int) -> str:
         p50, p99 = statistics.median(self.waits_ms), sorted(self.waits_ms)[int(len(self.waits_ms) * 0.99)]
         return (
             f"{tasks:5} tasks x {batch:4} events: {self.events_per_second:9,.0f} events/s"
-            f"   wait p50 {p50:6.1f} ms  p99 {p99:6.1f} ms   {self.cpu_us:4.0f} us of CPU per event in this process"
+            f"   wait p50 {p50:6.1f} ms  p99 {p99:6.1f} ms   CPU per event: {self.cpu}"
         )
 
 
@@ -73,10 +74,11 @@ def main() -> None:
         cache = stack.enter_context(open_sync(redis_url, timeout_seconds=1))
         ingest = Ingest(engine, cache, Settings(ingest_queue=50_000))
         stack.callback(ingest.close)
-        asyncio.run(load(ingest, asked, seconds=1, tasks=8, batch=10))
+        cpu = ServersCpu(database_url, redis_url)
+        asyncio.run(load(ingest, asked, cpu, seconds=1, tasks=8, batch=10))
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         for tasks, batch in LOADS:
-            print(asyncio.run(load(ingest, asked, asked.seconds, tasks, batch)).line(tasks, batch))
+            print(asyncio.run(load(ingest, asked, cpu, asked.seconds, tasks, batch)).line(tasks, batch))
 
 
 @contextmanager
@@ -118,7 +120,9 @@ def populate(engine: Engine, users: int, items: int) -> None:
         db.execute(text("ANALYZE"))
 
 
-async def load(ingest: Ingest, asked: argparse.Namespace, seconds: float, tasks: int, batch: int) -> Figures:
+async def load(  # noqa: PLR0917 - what to load, and how much
+    ingest: Ingest, asked: argparse.Namespace, cpu: ServersCpu, seconds: float, tasks: int, batch: int
+) -> Figures:
     """Keeps `tasks` requests of `batch` events under way for so long, or until all that were made are sent."""
     made = events(asked.users, asked.items, int(MOST_PER_SECOND * seconds))
     waits_ms: list[float] = []
@@ -132,10 +136,10 @@ async def load(ingest: Ingest, asked: argparse.Namespace, seconds: float, tasks:
             waits_ms.append((time.perf_counter() - started) * 1_000)
             stored += receipt.accepted
 
-    started, cpu = time.perf_counter(), time.process_time()
+    before, started = cpu.seconds(), time.perf_counter()
     await asyncio.gather(*(one_task() for _ in range(tasks)))
     elapsed = time.perf_counter() - started
-    return Figures(stored / elapsed, waits_ms, 1e6 * (time.process_time() - cpu) / stored)
+    return Figures(stored / elapsed, waits_ms, shares(before, cpu.seconds(), stored))
 
 
 def events(users: int, items: int, count: int) -> Iterator[Event]:
