@@ -19,5 +19,5 @@ def is_among(numbers: NDArray[np.integer[Any]], few: NDArray[np.integer[Any]]) -
         return np.zeros(len(numbers), np.bool_)
     few = np.sort(few)
     places = np.minimum(few.searchsorted(numbers), len(few) - 1)
-    found: Mask = few[places] == numbers
+    found: Mask = few.take(places) == numbers
     return found

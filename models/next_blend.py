@@ -46,7 +46,7 @@ SPEAKERS = ("transition_counter", "co_listens", "session_knn", "recency_ease")
 """Recipes whose best become candidates, those of them that the release has."""
 OF_THE_PAST = "co_listens"
 """Who is asked of what the user heard before this session, and how: so many of the latest tracks, fading so."""
-_PAST_LAST, _PAST_DECAY = 30, 0.97
+_PAST_LAST, _PAST_DECAY = 12, 0.95
 ATTENTION = SessionAttention.name
 POPULAR = PopularTracks.name
 MOST_EACH = 120
@@ -102,7 +102,8 @@ class NextBlend:
     def next(self, query: SessionQuery) -> NextCandidates:
         """What somebody names comes first; popular tracks fill up where that isn't enough."""
         heard = Heard.of(query, self.n_items)
-        past = NOTHING if query.history is None else past_of(query.history, self.n_items)
+        looks_back = self.asks_past or self.listening is not None
+        past = past_of(query.history, self.n_items) if looks_back and query.history is not None else NOTHING
         seen = self.seen(heard, query, past)
         scores = self.ranker.scores(seen.features, seen.context)
         found = best_of(seen.positions, scores, query.limit)
@@ -128,7 +129,7 @@ class NextBlend:
         positions = said.positions[best]
         if query is not None:
             keep = allowed(positions, query)
-            best, positions = best[keep], positions[keep]
+            best, positions = best.compress(keep), positions.compress(keep)
         state = None if self.attention is None or len(heard.positions) == 0 else self.attention.state(heard)
         features = [_said(said, best), self._attended(state, positions), self._known(heard, positions)]
         if self.asks_past:
@@ -144,7 +145,8 @@ class NextBlend:
         if self.attention is None or state is None or len(positions) == 0:
             return np.zeros((int(self.attention is not None), len(positions)), np.float32)
         logits = self.attention.vectors.take(positions, axis=0).dot(self.attention.direction(state))
-        return np.asarray(logits - logits.max(), np.float32)[None]
+        logits -= np.maximum.reduce(logits)
+        return np.asarray(logits[None])
 
     def _known(self, heard: Heard, positions: Positions) -> NDArray[np.float32]:
         """float32[4, k]: popular ever, popular of late, how lately it was heard in this session, and whether."""
@@ -152,10 +154,11 @@ class NextBlend:
         known[:2] = self._log_counts.take(positions, axis=1)
         if len(positions):
             places = np.minimum(positions.searchsorted(heard.positions), len(positions) - 1)
-            is_candidate = positions[places] == heard.positions
-            # Of a track that was heard twice the later time is written last, and stays.
-            again = places[is_candidate]
-            known[2, again], known[3, again] = _LATENESS[LONGEST - len(places) :][is_candidate], 1
+            found = (positions.take(places) == heard.positions).nonzero()[0]
+            if len(found):
+                # Of a track that was heard twice the later time is written last, and stays.
+                again = places.take(found)
+                known[2, again], known[3, again] = _LATENESS[LONGEST - len(places) :].take(found), 1
         return known
 
     def _situation(self, heard: Heard) -> NDArray[np.float32]:
@@ -261,8 +264,8 @@ def _said(tally: Tally, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
     scores = tally.scores.take(chosen, axis=1)
     said = np.empty((2 * len(scores), len(chosen)), np.float32)
     shares, by_best = said[::2], said[1::2]
-    np.divide(scores, np.maximum(tally.scores.sum(axis=1, keepdims=True), _TINY), out=shares)
-    np.divide(scores, np.maximum(tally.scores.max(axis=1, initial=0, keepdims=True), _TINY), out=by_best)
+    np.divide(scores, np.maximum(np.add.reduce(tally.scores, axis=1, keepdims=True), _TINY), out=shares)
+    np.divide(scores, np.maximum.reduce(tally.scores, axis=1, initial=_TINY, keepdims=True), out=by_best)
     shares += np.float32(_LEAST_SHARE)
     np.log(shares, out=shares)
     return said

@@ -53,7 +53,7 @@ class LinkedTracks:
         if len(latest) == 0:
             return Claims.none()
         votes = heard.strengths[: -self.last - 1 : -1] * self._fading[: len(latest)]
-        starts, ends = self.bounds[latest], self.bounds[latest + 1]
+        starts, ends = self.bounds.take(latest), self.bounds.take(latest + 1)
         slices = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         weights = np.concatenate([self.weights[part] for part in slices])
         weights *= votes.repeat(ends - starts)
