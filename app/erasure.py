@@ -72,6 +72,17 @@ TO_FORGET = """
     SELECT user_hash FROM tombstones, make_interval(secs => %(seconds)s) AS under_way
     WHERE forgotten_at IS NULL OR (forgotten_at < erased_at + under_way AND erased_at < now() - under_way)
 """
+# An answer that read the user before the erasure, and was given after it, is shown and exposed after it. Who came back
+# on purpose has a row again.
+WRITTEN_LATE = tuple(
+    f"""
+    DELETE FROM {table} AS late USING tombstones WHERE user_hash = ANY(%(hashes)s)
+        AND {at} BETWEEN erased_at AND erased_at + make_interval(secs => %(seconds)s)
+        AND sha256(convert_to(user_id, 'UTF8')) = user_hash
+        AND NOT EXISTS (SELECT FROM users WHERE users.user_id = late.user_id)
+    """  # noqa: S608 - two tables of ours
+    for table, at in (("impressions", "shown_at"), ("exposures", "exposed_at"))
+)
 FORGOTTEN = "UPDATE tombstones SET forgotten_at = now() WHERE user_hash = ANY(%(hashes)s)"
 
 
@@ -102,8 +113,8 @@ def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int
 
 
 def forget_late(engine: Engine, cache: Redis) -> int:
-    """Takes out of Redis what an erasure could not, for Redis was away or the process died, and what answers that were
-    under way wrote after it: every user's keys once more, `UNDER_WAY_SECONDS` after the erasure. For how many users.
+    """Takes out of Redis what an erasure could not, for Redis was away or the process died; and what answers that were
+    under way wrote after it, there and in Postgres: once more `UNDER_WAY_SECONDS` after it. For how many users.
 
     Raises RedisError.
     """
@@ -111,6 +122,9 @@ def forget_late(engine: Engine, cache: Redis) -> int:
         waiting = db.exec_driver_sql(TO_FORGET, {"seconds": UNDER_WAY_SECONDS}).scalars()
         hashes = {bytes(user_hash) for user_hash in waiting}
     if hashes:
+        with engine.begin() as db:
+            for statement in WRITTEN_LATE:
+                db.exec_driver_sql(statement, {"hashes": list(hashes), "seconds": UNDER_WAY_SECONDS})
         delete_keys_of_erased(cache, hashes)
         with engine.begin() as db:
             db.exec_driver_sql(FORGOTTEN, {"hashes": list(hashes)})

@@ -225,15 +225,33 @@ def test_what_redis_could_not_be_told_it_is_told_later(
 def test_what_an_answer_under_way_wrote_after_the_erasure_goes_with_the_next_round(
     engine: Engine, ingest: Ingest, cache: redis.Redis, user: str
 ) -> None:
+    back = f"{user}2"
     forget_late(engine, cache)
-    erase_user(engine, ingest.views, user)
+    for each in (user, back):
+        erase_user(engine, ingest.views, each)
+    with engine.begin() as db:
+        users.put(db, [User(back, {}, [])])
+        for each in (user, back):
+            exposed = {"experiment": "x", "run": 1, "variant": "b", "route": "new", "surface": "feed", "worker": "w"}
+            exposed |= {"user_id": each, "exposed_at": datetime.now(UTC), "request_id": each}
+            db.execute(insert(tables.exposures).values(exposed))
+    writer = ImpressionWriter(engine, capacity=10)
+    for each in (user, back):
+        writer.record(Impression(each, datetime.now(UTC), each, "feed", "few", "blend", None, {}, 1, (SHOWN,)))
+    writer.close()
     cache.set(f"segue:page:{{{user}}}:late", b"pinned")
     assert forget_late(engine, cache) == 0, "more may come"
     with engine.begin() as db:
         hour = "interval '1 hour'"
         db.execute(text(f"update tombstones set erased_at = erased_at - {hour}, forgotten_at = forgotten_at - {hour}"))
+        db.execute(text(f"update impressions set shown_at = shown_at - {hour}"))
+        db.execute(text(f"update exposures set exposed_at = exposed_at - {hour}"))
     assert forget_late(engine, cache) >= 1
     assert keys_with(cache, user) == []
+    with engine.connect() as db:
+        for table in ("impressions", "exposures"):
+            found = db.execute(text(f"select user_id from {table}")).scalars().all()
+            assert found == [back], "who came back on purpose is seen again"
     assert forget_late(engine, cache) == 0
 
 
