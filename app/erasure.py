@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
@@ -19,6 +19,7 @@ from app.catalog.rows import find_users
 from app.catalog.users import COLUMNS, erased_at, hash_of, unknown
 from app.feedback.cached_keys import delete_keys_of_erased
 from app.feedback.dirty_marks import ViewWriter
+from app.feedback.session_export import KeptSession
 from app.storage import tables
 
 # In this order, for rows refer to those below them.
@@ -229,11 +230,12 @@ EXPORT = {
 }
 
 
-def export_user(db: Connection, user_id: str) -> dict[str, Any]:
-    """Everything stored about the user: `user`, a list for each of EXPORT, and of the user's earlier life that it was
-    erased. Raises NotFound for nobody.
+def export_user(db: Connection, user_id: str, sessions: Sequence[KeptSession] | None = None) -> dict[str, Any]:
+    """Everything stored about the user: `user`, a list for each of EXPORT and of the listening sessions, and of the
+    user's earlier life that it was erased. Raises NotFound for nobody.
 
-    db: a transaction whose snapshot does not move, so that all of it is of one moment
+    db:       a transaction whose snapshot does not move, so that all of it is of one moment
+    sessions: as Redis keeps them; None where it could not be asked
     """
     row = find_users(db, [user_id]).get(user_id, -1)
     parameters = {"row": row, "user_id": user_id}
@@ -241,10 +243,31 @@ def export_user(db: Connection, user_id: str) -> dict[str, Any]:
         what: [dict(found) for found in db.exec_driver_sql(statement, parameters).mappings()]
         for what, statement in EXPORT.items()
     }
-    if row < 0 and not any(exported.values()):
+    if row < 0 and not any(exported.values()) and not sessions:
         raise unknown(user_id)
+    exported["sessions"] = None if sessions is None else _sessions(db, sessions)
     user = _user(db, user_id) if row >= 0 else None
     return {"user": user} | exported | {"erased_at": erased_at(db, [user_id]).get(user_id)}
+
+
+def _sessions(db: Connection, sessions: Sequence[KeptSession]) -> list[dict[str, Any]]:
+    rows = sorted(set[int]().union(*(session.rows for session in sessions)))
+    ids = {row: item_id for row, item_id in db.exec_driver_sql(_ITEM_IDS, {"rows": rows})}
+    return [
+        {
+            "session_id": session.session_id,
+            "expires_at": datetime.fromtimestamp(session.expires_at, UTC),
+            "listens": [
+                {"item_id": ids.get(row), "listened": fraction, "timestamp": datetime.fromtimestamp(at, UTC)}
+                for row, fraction, at in session.listens
+            ],
+            "given": [ids.get(row) for row in session.given],
+        }
+        for session in sessions
+    ]
+
+
+_ITEM_IDS = "SELECT row, item_id FROM items WHERE row = ANY(%(rows)s)"
 
 
 def _user(db: Connection, user_id: str) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+from redis.exceptions import RedisError
 
+from app import telemetry
 from app.api.bodies import Attributes, Name, RawBody, Strict, documented, example, json_answer, many, parse
 from app.api.cursors import Cursor, PageLimit, decode_cursor
 from app.api.dependencies import ResourcesDep, require
@@ -18,6 +20,7 @@ from app.catalog import users
 from app.erasure import erase_user, export_user
 from app.feedback import interactions
 from app.feedback.likes import deciding_event
+from app.feedback.session_export import sessions_of
 
 router = APIRouter(prefix="/users", tags=["users"])
 READ = [Depends(require("read"))]
@@ -153,6 +156,23 @@ class LikeExport(BaseModel):
     liked_at: datetime = Field(description="RFC 3339, UTC")
 
 
+class SessionListenExport(BaseModel):
+    """A track that was listened to in a session."""
+
+    item_id: str | None = Field(description="the caller's id; null: the item is gone")
+    listened: float = Field(description="fraction that was played, 0–1")
+    timestamp: datetime = Field(description="when it happened, as reported")
+
+
+class SessionExport(BaseModel):
+    """A listening session that is still remembered."""
+
+    session_id: str = Field(description="as the player named it")
+    expires_at: datetime = Field(description="forgotten then, if nothing more is heard of it")
+    listens: list[SessionListenExport] = Field(description="oldest first")
+    given: list[str | None] = Field(description="tracks that it was answered with, oldest first; null: an item is gone")
+
+
 class ExportAnswer(BaseModel):
     """Everything that is stored about a user."""
 
@@ -166,6 +186,14 @@ class ExportAnswer(BaseModel):
         blocks=[],
         experiments=[],
         audit_entries=[],
+        sessions=[
+            {
+                "session_id": "s1",
+                "expires_at": "2026-03-14T10:00:00Z",
+                "listens": [{"item_id": "t9", "listened": 0.85, "timestamp": "2026-03-14T09:30:00Z"}],
+                "given": ["t9", "t3"],
+            }
+        ],
         erased_at=None,
     )
 
@@ -178,6 +206,9 @@ class ExportAnswer(BaseModel):
     blocks: list[dict[str, Any]] = Field(description="items that editors keep from this user")
     experiments: list[dict[str, Any]] = Field(description="runs whose definition names this user, and the variant")
     audit_entries: list[dict[str, Any]] = Field(description="changes that name this user, oldest first")
+    sessions: list[SessionExport] | None = Field(
+        description="listening sessions of `POST /recommend/next` that have not expired; null: Redis could not be asked"
+    )
     erased_at: datetime | None = Field(description="when an earlier life of this user was erased; null: never")
 
 
@@ -235,8 +266,14 @@ def delete_user(resources: ResourcesDep, user_id: UserId) -> Response:
 
 @router.get("/{user_id}/export", response_model=ExportAnswer, dependencies=READ, summary="All that is stored of a user")
 def export(resources: ResourcesDep, user_id: UserId) -> Response:
+    """`sessions` is null while Redis, which alone has them, is away."""
+    try:
+        sessions = sessions_of(resources.cache_sync, user_id)
+    except (RedisError, OSError):
+        telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+        sessions = None
     with resources.engine.execution_options(isolation_level="REPEATABLE READ").connect() as db:
-        return json_answer(export_user(db, user_id))
+        return json_answer(export_user(db, user_id, sessions))
 
 
 @router.post(

@@ -20,22 +20,30 @@ _SPECIAL = re.compile(r"([\\*?\[\]^])")
 _TAG = re.compile(rb"\{(.+)\}", re.DOTALL)
 
 
+def keys_of(cache: Redis, user_id: str) -> set[bytes]:
+    """Those that carry this user's tag. Raises RedisError."""
+    literally = _SPECIAL.sub(r"\\\1", user_id)
+    return set(_found(cache, f"segue:*{{{literally}}}*", {hash_of(user_id)}))
+
+
 def delete_keys_of(cache: Redis, user_id: str) -> int:
     """Deletes the keys that carry this user's tag; how many. Raises RedisError."""
-    literally = _SPECIAL.sub(r"\\\1", user_id)
-    return _delete(cache, f"segue:*{{{literally}}}*", {hash_of(user_id)})
+    return _delete(cache, iter(keys_of(cache, user_id)))
 
 
 def delete_keys_of_erased(cache: Redis, hashes: Collection[bytes]) -> int:
     """The same for users of whom nothing is left but `hash_of` their ids. Raises RedisError."""
-    return _delete(cache, "segue:*{*}*", hashes)
+    return _delete(cache, _found(cache, "segue:*{*}*", hashes))
 
 
-def _delete(cache: Redis, pattern: str, hashes: Collection[bytes]) -> int:
-    found: Iterator[bytes] = cache.scan_iter(pattern, count=KEYS_PER_CALL)
-    theirs = (key for key in found if _hash_of_tag(key) in hashes)
+def _found(cache: Redis, pattern: str, hashes: Collection[bytes]) -> Iterator[bytes]:
+    keys: Iterator[bytes] = cache.scan_iter(pattern, count=KEYS_PER_CALL)
+    return (key for key in keys if _hash_of_tag(key) in hashes)
+
+
+def _delete(cache: Redis, keys: Iterator[bytes]) -> int:
     deleted = 0
-    while some := list(islice(theirs, KEYS_PER_CALL)):
+    while some := list(islice(keys, KEYS_PER_CALL)):
         deleted += int(cache.unlink(*some))
     return deleted
 

@@ -29,6 +29,7 @@ from app.storage.redis_multiplexer import Answer as Reply
 from app.storage.redis_multiplexer import RedisMultiplexer, mapping
 from models.membership import is_among
 
+SESSION_KEYS = "segue:session:"
 LISTENS_KEPT = 500
 """The newest of a session; models look at fewer."""
 ANSWERS_KEPT = 64
@@ -66,28 +67,26 @@ class Session:
 
     def with_listen(self, listen: NDArray[np.void]) -> Session:
         """listen: LISTEN[k], behind the others; a row that was not met before is met now."""
-        fresh = listen["row"][~is_among(listen["row"], self.met)]
-        return replace(
-            self,
-            listens=_joined(self.listens, listen)[-LISTENS_KEPT:],
-            met=np.concatenate([self.met, fresh]),
-            roles=np.concatenate([self.roles, np.zeros(len(fresh), np.uint8)]),
-        )
+        if not len(listen):
+            return self
+        listens, fresh = _joined(self.listens, listen)[-LISTENS_KEPT:], listen["row"]
+        fresh = fresh[~is_among(fresh, self.met)]
+        if not len(fresh):
+            return Session(self.life, listens, self.met, self.roles, self.given)
+        met, roles = np.concatenate([self.met, fresh]), np.concatenate([self.roles, np.zeros(len(fresh), np.uint8)])
+        return Session(self.life, listens, met, roles, self.given)
 
     def with_given(self, tracks: NDArray[np.void], *, length: int) -> Session:
         """tracks: CANDIDATE[k], given now; the newest `length` of all that was met are kept."""
-        return replace(
-            self,
-            met=np.concatenate([self.met, tracks["row"]])[-length:],
-            roles=np.concatenate([self.roles, tracks["role"]])[-length:],
-            given=self.given + len(tracks),
-        )
+        met = np.concatenate([self.met, tracks["row"]])[-length:]
+        roles = np.concatenate([self.roles, tracks["role"]])[-length:]
+        return Session(self.life, self.listens, met, roles, self.given + len(tracks))
 
     def role_of_last(self) -> int:
         """Who gave the track that was listened to last; 0 without one."""
         if not len(self.listens):
             return 0
-        places = np.flatnonzero(self.met == self.listens["row"][-1])
+        places = (self.met == self.listens["row"][-1]).nonzero()[0]
         return int(self.roles[places[-1]]) if len(places) else 0
 
 
@@ -231,19 +230,23 @@ class SessionStore:
         self._cache = RedisMultiplexer(cache)
         self._timeout = timeout_seconds
         self._length = length
+        # As they were told last, and what that means: they seldom change.
+        self._versions: tuple[tuple[str, Any], Mapping[str, str]] = ("", None), {}
 
     async def find(self, user_id: str, session_id: str) -> Found:
-        """The session, and the versions of the moment, in one trip; where there is none, one begins."""
-        digest, seal = digest_of(session_id), _seal(session_id, user_id)
-        owner, offered = _owner_key(digest), _Owner(seal, new_life(), 0.0)
-        server, (versions, _, told, state) = await self._cache.ask(
-            ("HGETALL", VERSIONS_KEY),
-            ("SET", owner, offered.encoded(), "NX", "EX", self._timeout),
-            ("GET", owner),
-            ("HMGET", session_key(user_id, digest), "life", "listens", "met", "roles", "given"),
-        )
-        known = _versions(mapping(versions), server)
-        owned = _Owner.of(told) if told else offered
+        """The session, and the versions of the moment, in one trip; where there is none, one begins, in a second."""
+        digest = digest_of(session_id)
+        owner, seal = _owner_key(digest), _seal(digest, user_id)
+        asked = ("GET", owner), ("HMGET", session_key(user_id, digest), "life", "listens", "met", "roles", "given")
+        server, (versions, told, state) = await self._cache.ask(("HGETALL", VERSIONS_KEY), *asked)
+        known = self._known_versions(versions, server)
+        if not told:
+            offered = _Owner(seal, new_life(), 0.0).encoded()
+            # Another call may be quicker: then it is theirs.
+            set_new = ("SET", owner, offered, "NX", "EX", self._timeout)
+            server, (_, told, state) = await self._cache.ask(set_new, *asked)
+            told = told or offered.encode()
+        owned = _Owner.of(told)
         if not hmac.compare_digest(owned.seal, seal):
             return Found(None, server, False, 0.0, known)
         if owned.is_over:
@@ -252,6 +255,11 @@ class SessionStore:
         is_known = state[0] == owned.life.encode()
         session = _decoded(owned.life, state[1:]) if is_known else Session(owned.life)
         return Found(session, server, is_known, owned.ended_at, known)
+
+    def _known_versions(self, told: Any, server: str) -> Mapping[str, str]:
+        if self._versions[0] != (server, told):
+            self._versions = (server, told), _versions(mapping(told), server)
+        return self._versions[1]
 
     async def claim(self, user_id: str, session_id: str, life: str, claim: Claim) -> Given | None:
         """Takes tracks that nobody else was given; None where there are not enough, and nothing has changed."""
@@ -307,7 +315,7 @@ class _Owner:
 
 def session_key(user_id: str, digest: str) -> str:
     """With the user's hash tag. The session's id is in it as a digest, for ids may hold braces."""
-    return f"segue:session:{{{user_id}}}:{digest}"
+    return f"{SESSION_KEYS}{{{user_id}}}:{digest}"
 
 
 def _owner_key(digest: str) -> str:
@@ -319,8 +327,8 @@ def digest_of(text: str) -> str:
     return blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
-def _seal(session_id: str, user_id: str) -> str:
-    return digest_of(f"{digest_of(session_id)}:{user_id}")
+def _seal(digest: str, user_id: str) -> str:
+    return digest_of(f"{digest}:{user_id}")
 
 
 def new_life() -> str:

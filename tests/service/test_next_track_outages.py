@@ -50,6 +50,9 @@ def test_without_redis_the_player_goes_on_and_afterwards_the_session_does(place:
         call = {"item_id": given[-1], "listened": 0.9, "event_id": f"event-{uuid4().hex}"}
         assert ids(page(place.a, user, one, **call)) == ids(page(place.a, user, one, **call))
         given += ids(page(place.a, user, one, **call))
+        exported = place.a.client.get(f"/users/{user}/export").json()
+        assert exported["sessions"] is None, "what nobody can tell is not said to be nothing"
+        assert exported["interactions"]
         # The other process has never heard of the session, but it can read what was listened to.
         assert not set(ids(page(place.b, user, one, item_id=given[-1], listened=0.9, limit=50))) & set(given[:-1])
     until(lambda: go_on(place.a, user, one, given, 1)[0]["route"] == "listening")
