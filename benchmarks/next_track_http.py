@@ -191,16 +191,19 @@ def count_repeats(environment: dict[str, str], asked: argparse.Namespace) -> Non
 
 
 async def all_sessions(urls: tuple[str, str], sessions: int, tracks: int) -> int:
-    waiting = iter(range(sessions))
-    found = [0]
+    """CONNECTIONS sessions at a time; answers with how many tracks came again."""
+    waiting, began = iter(range(sessions)), time.monotonic()
+    found: list[int] = []
 
     async def one_listener() -> None:
         connections = [await connected(url) for url in urls]
         for nth in waiting:
-            found[0] += await repeats_of(connections, f"r{nth}-{uuid4().hex[:8]}", tracks)
+            found.append(await repeats_of(connections, f"r{nth}-{RUN}", tracks))
+            if len(found) % 100 == 0:
+                print(f"{len(found):,} sessions, {sum(found)} repeats, {time.monotonic() - began:.0f} s", flush=True)
 
-    await asyncio.gather(*(one_listener() for _ in range(8)))
-    return found[0]
+    await asyncio.gather(*(one_listener() for _ in range(CONNECTIONS)))
+    return sum(found)
 
 
 async def repeats_of(connections: list[Connection], session: str, tracks: int) -> int:

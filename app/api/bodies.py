@@ -74,11 +74,11 @@ def many(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "array", "maxItems": 1000, "items": schema}
 
 
-def json_answer(content: Any, status: int = 200) -> Response:
+def json_answer(content: Any, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:
     """orjson bytes; aware times become RFC 3339 with Z."""
     # NON_STR_KEYS: SQLAlchemy names the columns of a row by a subclass of str.
     body = orjson.dumps(content, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS)
-    return Response(body, status, media_type="application/json")
+    return Response(body, status, headers, media_type="application/json")
 
 
 def _bounded(attributes: dict[str, Any]) -> dict[str, Any]:

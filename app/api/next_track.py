@@ -103,9 +103,7 @@ async def post_next(resources: ResourcesDep, raw: RawBody) -> Response:
     """Records the listen, if one is given, and answers with what comes next in this session. `position` counts all that
     the session was given. 404 for a session of another user."""
     ask = parse(ADAPTER, raw).ask()
-    answer = json_answer(_body(ask, await resources.next_tracks.next(ask)))
-    answer.headers.update(NO_STORE)
-    return answer
+    return json_answer(_body(ask, await resources.next_tracks.next(ask)), headers=NO_STORE)
 
 
 router.add_api_route(

@@ -101,6 +101,8 @@ NOTHING_MISSING = Missing(np.empty(0, LISTEN), np.empty(0, np.int32), np.empty(0
 
 def missing_in(known: Session, *others: Session) -> Missing:
     """What the others have and `known` has not; a listen is told by its track and time."""
+    if not others:
+        return NOTHING_MISSING
     listens, met, roles = known.listens, known.met, known.roles
     for other in others:
         listens = np.concatenate([listens, _unheard(other.listens, listens)])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import numpy as np
 import orjson
@@ -40,7 +40,9 @@ from app.serving.slate import Shown
 from app.storage.database import POSTGRES_ERRORS
 from models.contracts import Reason, ReasonCode
 
-log = logging.getLogger(__name__)
+# The search for a metric's label values costs more than counting does.
+_answers = lru_cache(256)(telemetry.RECOMMENDATIONS.labels)
+_events = lru_cache(2)(telemetry.EVENTS.labels)
 
 ATTEMPTS = 8
 """So often other calls of the session may be quicker, each time by SLACK tracks, before a call takes what there is."""
@@ -77,8 +79,7 @@ class NextAsk:
 
 @dataclass(frozen=True, slots=True)
 class NextPage:
-    """An answer. recorded: whether the listen is durable in Postgres; None where there was none.
-    is_new: the session began with this call."""
+    """recorded: whether the listen is durable, None where there was none; is_new: the session began with this call."""
 
     request_id: str
     route: str
@@ -157,8 +158,8 @@ class NextTracks:
             await asyncio.to_thread(self._inventories.refresh)
             inventory = self._inventories.current
         page = _page(given, turn, inventory, recorded=recorded)
-        telemetry.RECOMMENDATIONS.labels(page.route, page.recommender).inc()
-        if proposal is not None and not given.is_repeated:
+        _answers(page.route, page.recommender).inc()
+        if not given.is_repeated:
             self._impressions.record(_impression(page, ask, request_id, proposal))
         return page
 
@@ -271,8 +272,8 @@ class NextTracks:
             telemetry.LISTENS_UNRECORDED.inc()
             return False
         self._postgres.answered()
-        telemetry.EVENTS.labels("accepted").inc(receipt.accepted)
-        telemetry.EVENTS.labels("duplicate").inc(receipt.duplicates)
+        _events("accepted").inc(receipt.accepted)
+        _events("duplicate").inc(receipt.duplicates)
         return True
 
     async def _row_of(
@@ -296,12 +297,11 @@ class NextTracks:
 
     async def _given(
         self, ask: NextAsk, turn: _Turn, row: int | None, inventory: Inventory
-    ) -> tuple[Given, Inventory, str, Proposal | None]:
+    ) -> tuple[Given, Inventory, str, Proposal]:
         """Tracks that no other call of this session was given."""
         now = time.time()
         at = now if ask.at is None else min(ask.at.timestamp(), now)
         listen = np.array([(row, ask.listened, at)] if row is not None else [], LISTEN)
-        lookahead = ask.limit + SLACK
         for attempt in range(1, ATTEMPTS + 1):
             request_id = new_request_id()
             situation = Situation(
@@ -315,7 +315,7 @@ class NextTracks:
                 seed=request_id,
                 popular=self._popular,
             )
-            proposal = propose(situation, self._rules, lookahead=lookahead)
+            proposal = propose(situation, self._rules, lookahead=ask.limit + SLACK)
             claim = Claim(
                 candidates=proposal.tracks,
                 wanted=ask.limit,
@@ -337,8 +337,8 @@ class NextTracks:
         if not turn.is_away:
             since = time.monotonic()
             try:
-                life = remembered.session.life
-                given = await self._store.claim(ask.user_id, ask.session_id, life, turn.missing.before(claim))
+                wanted, life = turn.missing.before(claim), remembered.session.life
+                given = await self._store.claim(ask.user_id, ask.session_id, life, wanted)
             except (RedisError, OSError) as error:
                 self._redis.failed(error, since=since)
                 turn.is_away = True
