@@ -44,7 +44,7 @@ from models.ranking.listwise import ListwiseRanker
 from models.retrieval.dense import DenseRecommender, allowed_scores, is_allowed
 from models.retrieval.live_counts import LiveCounts
 from models.retrieval.opinions import Opinion, Source
-from models.views import Allowed, Found, Front, Kept, Personal, Usual, View
+from models.views import CO_VISITS_SPEAK, Allowed, Found, Front, Kept, Personal, Usual, View
 
 FEWEST_CANDIDATES = 100
 """Where filters leave fewer candidates, more than were asked for, everything that they allow is one."""
@@ -213,12 +213,28 @@ class Blend(DenseRecommender):
             return found
         leading = self.live_counts.leading_as_fitted if live is None else live.leading()
         front, steps = self._kept.front(leading.chosen, self._front), steps_of(query)
-        if found is not None and found.live is live and found.holds(front, leading.since, steps):
-            found = found._replace(version=version)
+        if found is not None and found.live is live and found.is_from(front, steps):
+            found = self._with_met(found, leading.since)
         else:
-            found = self._find(query, found, front, leading.since, steps)._replace(version=version)
+            found = self._find(query, found, front, leading.since, steps)
+        found = found._replace(version=version)
         self._kept.keep_found(key, found)
         return found
+
+    def _with_met(self, found: Found, since: Positions) -> Found:
+        """The same candidates, and those that were met since: as long as the same lead, these only become more."""
+        if found.since is since:
+            return found
+        personal = found.personal
+        met = self._beside(personal.positions, since)
+        if not len(met):
+            return found._replace(since=since)
+        more = self._with_own(met, personal)
+        personal = personal._replace(
+            positions=np.concatenate([personal.positions, more.positions]),
+            own=np.concatenate([personal.own, more.own], axis=1),
+        )
+        return found._replace(personal=personal, since=since, allowed=None)
 
     def _allowed(self, query: Query, found: Found) -> NDArray[np.int64]:
         """int64[k]: where among the candidates those stand that the query allows. Who asks again mostly asks for the
@@ -239,6 +255,7 @@ class Blend(DenseRecommender):
     ) -> Found:
         """before: what was found for the same history, for which the sources need not be asked again"""
         opinions = self._opinions(query) if before is None else before.personal.opinions
+        reasons = {} if before is None else before.personal.reasons_of_sources()
         nominees = _nominees(opinions) if before is None else before.nominees
         if before is not None and before.front is front:
             positions = before.personal.positions[: before.n_asked]
@@ -255,7 +272,7 @@ class Blend(DenseRecommender):
         own[: len(CO_VISITS)] = NO_CO_VISITS if co_visits is None else co_visits.features(positions)
         own[len(CO_VISITS) :, :n_asked] = surprises
         own[len(CO_VISITS) :, n_asked:] = self._surprises_of(opinions, others)
-        return Found(Personal(positions, own, steps, opinions, {}), nominees, n_asked, front, since, query.live, 0)
+        return Found(Personal(positions, own, steps, opinions, reasons), nominees, n_asked, front, since, query.live, 0)
 
     def _with_own(self, positions: Indices, personal: Personal) -> Personal:
         """The same user before other items, ascending or not."""
@@ -315,10 +332,10 @@ class Blend(DenseRecommender):
         return np.asarray(np.add.reduceat(lifts, [0, len(SHARES), *range(_N_LIVE, len(features))]))
 
     def _said(self, speaker: int, query: Query, personal: Personal, positions: Positions) -> Sequence[Reason | None]:
-        """What co-visits, 1, or a source gives for the reason."""
-        if speaker == 1 and personal.steps:
+        """What co-visits or a source give for the reason."""
+        if speaker == CO_VISITS_SPEAK and personal.steps:
             return _led_here(CoVisits(personal.steps, self.n_items), set(query.history.liked.tolist()), positions)
-        opinion = None if speaker == 1 else list(personal.opinions.values())[speaker - 2]
+        opinion = None if speaker == CO_VISITS_SPEAK else list(personal.opinions.values())[speaker - 2]
         return [None] * len(positions) if opinion is None else opinion.reasons(positions)
 
 

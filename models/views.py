@@ -12,6 +12,8 @@ from models.contracts import History, Indices, LiveSignals, Mask, Positions, Que
 from models.ranking.features import Step
 from models.retrieval.opinions import Opinion
 
+CO_VISITS_SPEAK = 1
+"""By this number co-visits stand among those who give reasons; the live counts are 0, then come the sources."""
 MOST_USERS = 1_500
 """Users of whom it is kept what their candidates are: about 35 kB each, in every process that answers."""
 
@@ -31,6 +33,10 @@ class Personal(NamedTuple):
     steps: tuple[Step, ...]
     opinions: Mapping[str, Opinion | None]
     reasons: dict[tuple[int, int], Reason | None]
+
+    def reasons_of_sources(self) -> dict[tuple[int, int], Reason | None]:
+        """Those that hold for other steps, too."""
+        return {said: reason for said, reason in self.reasons.items() if said[0] != CO_VISITS_SPEAK}
 
 
 class View(NamedTuple):
@@ -105,13 +111,9 @@ class Found(NamedTuple):
     version: int
     allowed: Allowed | None = None
 
-    def holds(self, front: Front, since: Positions, steps: tuple[Step, ...]) -> bool:
+    def is_from(self, front: Front, steps: tuple[Step, ...]) -> bool:
         """Whether these are the very arrays that it was found from: the signals give the same ones while they hold."""
-        return (
-            self.front is front
-            and self.since is since
-            and all(a.items is b.items for a, b in zip(self.personal.steps, steps, strict=True))
-        )
+        return self.front is front and all(a.items is b.items for a, b in zip(self.personal.steps, steps, strict=True))
 
 
 class Kept:
