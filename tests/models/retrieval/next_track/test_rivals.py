@@ -134,15 +134,13 @@ def test_neighbours_continue_as_they_did() -> None:
 
 
 def test_what_stands_at_the_mean_of_what_is_in_common_does_not_stand_before_it() -> None:
-    """Places 0, 2 and 4 of one neighbour are in common: their mean is 2, but for rounding."""
-    knn = fit_session_knn(sessions_of([1, 5, 2, 6, 3], [9, 9]), Nearness(shortness=0, half_life=1e12, decay=1.0))
-    for order in ([1, 2, 3], [3, 1, 2], [2, 3, 1, 2]):
-        said = after(*order)
-        opinion = knn.opinion(Heard(said.positions, said.fractions))
-        likeness = 3 * float(np.log(2.0) ** 1.5)
-        fallen = np.exp(-np.array([2, 0, 2, 1, 1]) / 3) * [0.5, 1, 1, 0.5, 1]
-        np.testing.assert_array_equal(opinion.positions, [1, 2, 3, 5, 6])
-        np.testing.assert_allclose(opinion.scores, likeness * fallen, rtol=1e-5)
+    """Places 0, 1 and 5 of one neighbour are in common: their mean is 2, but for rounding."""
+    knn = fit_session_knn(sessions_of([1, 2, 5, 6, 7, 3], [9, 9]), Nearness(shortness=0, half_life=1e12, decay=1.0))
+    said = after(1, 2, 3)
+    opinion = knn.opinion(Heard(said.positions, said.fractions))
+    fallen = np.exp(-np.array([2, 1, 3, 0, 1, 2]) / 3) * [0.5, 0.5, 1, 1, 1, 1]
+    np.testing.assert_array_equal(opinion.positions, [1, 2, 3, 5, 6, 7])
+    np.testing.assert_allclose(opinion.scores, 3 * float(np.log(2.0) ** 1.5) * fallen, rtol=1e-5)
 
 
 def test_neighbours_of_what_was_skipped_speak_against_theirs() -> None:
