@@ -24,7 +24,7 @@ ORPHANS = """
        OR NOT EXISTS (SELECT FROM items WHERE items.row = item_row)
 """
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 60
 
 
 def count(engine: Engine, statement: str) -> int:
