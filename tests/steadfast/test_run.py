@@ -12,7 +12,7 @@ from tests.steadfast.run import Bounds, Run
 pytestmark = pytest.mark.xdist_group("service")
 
 SEED = 4
-PATIENT = Bounds(healed_s=120, gone_s=60, drained_s=60, longest_stop_s=1, answered_s=19)
+PATIENT = Bounds(healed_s=300, gone_s=60, drained_s=60, longest_stop_s=1, answered_s=19)
 """Whether things heal is asked here, and not how soon: other tests run beside."""
 PLAN = (
     ["stop valkey", "flush valkey"],
