@@ -81,7 +81,7 @@ def learn_listening(
     if len(fractions) < _FEWEST_CHOICES:
         return None, {}
     rows = Rows(np.array(evidence, np.float64), np.array(fractions))
-    return choose_weights(rows, judged=round(len(fractions) * _JUDGED))
+    return choose_weights(rows)
 
 
 def learn_ranker(

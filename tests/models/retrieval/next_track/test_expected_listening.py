@@ -74,7 +74,7 @@ def test_what_foretells_nothing_is_left_out() -> None:
     rng = np.random.default_rng(0)
     evidence = np.column_stack([rng.normal(size=(6_000, len(COMPONENTS))), np.ones(6_000)])
     told = 1 / (1 + np.exp(-(0.4 * evidence[:, 0] + 0.8 * evidence[:, 3] - 0.2)))
-    weights, figures = choose_weights(Rows(evidence, (rng.random(6_000) < told).astype(np.float64)), judged=2_000)
+    weights, figures = choose_weights(Rows(evidence, (rng.random(6_000) < told).astype(np.float64)))
     assert weights is not None
     np.testing.assert_allclose(weights[[0, 3, -1]], [0.4, 0.8, -0.2], atol=0.1)
     assert weights[[1, 2, 4]].tolist() == [0, 0, 0]
@@ -86,7 +86,7 @@ def test_what_foretells_nothing_is_left_out() -> None:
 def test_where_all_is_chance_there_are_no_weights() -> None:
     rng = np.random.default_rng(1)
     evidence = np.column_stack([rng.normal(size=(3_000, len(COMPONENTS))), np.ones(3_000)])
-    weights, figures = choose_weights(Rows(evidence, rng.random(3_000)), judged=1_000)
+    weights, figures = choose_weights(Rows(evidence, rng.random(3_000)))
     assert weights is None
     assert list(figures) == ["mean"]
 
