@@ -163,8 +163,7 @@ class InvertedLists:
         reach[first] = -np.inf
         rest = (reach >= needed).nonzero()[0]
         if blocks.sizes[rest].sum() * may.share > len(self) / _ALL:
-            kept = may.be(self.order)
-            return self.order[kept], (self.rows @ vector)[kept]
+            return self._all(vector, may)
         more_positions, more_scores = self._read_rows(vector, blocks.rows(rest), may)
         return np.concatenate([positions, more_positions]), np.concatenate([scores, more_scores])
 
@@ -187,6 +186,12 @@ class InvertedLists:
         positions = self.order.take(rows)
         kept = may.be(positions).nonzero()[0]
         return positions.take(kept), self.rows.take(rows.take(kept), axis=0) @ vector
+
+    def _all(self, vector: Scores, may: _May) -> tuple[Positions, Scores]:
+        kept = np.ones(len(self), np.bool_) if may.allowed is None else may.allowed.take(self.order)
+        rows = self._row_of.take(may.excluded[may.excluded < len(self._row_of)])
+        kept[rows[rows >= 0]] = False
+        return self.order[kept], (self.rows @ vector)[kept]
 
     def _leading(self, reach: Scores, most: int) -> NDArray[np.int64]:
         """int64[b]: the blocks of the highest reach that together have so many rows."""
