@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ LONGEST_PAUSE_S = 3.0
 
 def main() -> None:
     asked = _arguments().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its time"))  # so that nothing is left running
     with stage.data_folder(asked.folder) as data_dir:
         stage.prepare(data_dir)
         began = time.monotonic()
