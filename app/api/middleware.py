@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,9 +15,8 @@ from app.api.problems import bug, problem
 from app.errors import FieldError, Invalid, TooLarge, Unavailable
 from app.serving.request_ids import new_request_id
 
-# The search for a metric's label values costs more than counting does.
-_counter = lru_cache(256)(telemetry.REQUESTS.labels)
-_timer = lru_cache(256)(telemetry.REQUEST_SECONDS.labels)
+_counter = telemetry.labelled(telemetry.REQUESTS)
+_timer = telemetry.labelled(telemetry.REQUEST_SECONDS)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 

@@ -6,7 +6,6 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 
 import numpy as np
 import orjson
@@ -40,9 +39,8 @@ from app.serving.slate import Shown
 from app.storage.database import POSTGRES_ERRORS
 from models.contracts import Reason, ReasonCode
 
-# The search for a metric's label values costs more than counting does.
-_answers = lru_cache(256)(telemetry.RECOMMENDATIONS.labels)
-_events = lru_cache(2)(telemetry.EVENTS.labels)
+_answers = telemetry.labelled(telemetry.RECOMMENDATIONS)
+_events = telemetry.labelled(telemetry.EVENTS)
 
 ATTEMPTS = 8
 """So often other calls of the session may be quicker, each time by SLACK tracks, before a call takes what there is."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from app.serving.retrieve import NO_PAST, Retrieved, below, past_of, retrieve, w
 from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins, without_pinned
 from models.contracts import Query
 
-_counter = lru_cache(256)(telemetry.RECOMMENDATIONS.labels)
+_counter = telemetry.labelled(telemetry.RECOMMENDATIONS)
 
 LOOKAHEAD = 40
 """Items ranked beyond the asked page: what the next pages are cut from, and what diversity chooses among."""
