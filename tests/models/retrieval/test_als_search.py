@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,17 @@ def test_nearly_all_of_the_best_are_found_scored_as_they_are(fitted: AlsHybrid, 
         arrived += np.count_nonzero(answer.positions >= N)
     assert np.mean(found) > 0.985
     assert arrived or share in (0.02, 0.0005)
+
+
+def test_whoever_has_met_all_that_is_promising_is_shown_the_best_of_the_rest(fitted: AlsHybrid) -> None:
+    """Of what the lists read first, nothing is left."""
+    assert fitted.lists is not None
+    for query in questions(limit=20)[:5]:
+        listed = np.append(fitted.user_vector(query.history), np.float32(fitted.prior_scale))
+        asked = replace(query, excluded=np.union1d(query.excluded, fitted.lists.near(listed, 2_500)[0]))
+        answer, true = fitted.recommend(asked), DenseRecommender.recommend(fitted, asked)
+        assert len(answer.positions) == 20
+        assert answer.positions.tolist() == true.positions.tolist()
 
 
 def test_nothing_left_is_no_answer(fitted: AlsHybrid) -> None:

@@ -122,6 +122,37 @@ def test_filters_that_take_just_what_is_promising(lists: InvertedLists, monkeypa
     assert np.mean(found) > 0.9
 
 
+@pytest.mark.parametrize("spared", [0, 5])
+def test_exclusions_that_take_just_what_is_promising(lists: InvertedLists, spared: int) -> None:
+    """All that is read first, or all but a few."""
+    for question in questions(5):
+        excluded = np.sort(lists.near(question, 2_500)[0])[spared:]
+        positions, scores = lists.best(question, 20, excluded=excluded)
+        true = ROWS @ question
+        true[(excluded - 1) // 3] = -np.inf
+        assert not np.isin(excluded, positions).any()
+        assert set(POSITIONS[np.argsort(-true)[:20]]) <= set(positions)
+        np.testing.assert_allclose(scores, ROWS[(positions - 1) // 3] @ question, rtol=1e-5, atol=1e-6)
+
+
+def test_of_what_lies_against_a_question_the_shortest_come_first() -> None:
+    """Everything leans one way; whoever asks turns away from it, and a little aside."""
+    rng = np.random.default_rng(3)
+    directions = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
+    directions[:, 0] = 2
+    leaning = np.asarray(directions * rng.lognormal(-1, 0.5, (N, 1)), np.float32)
+    opposed = InvertedLists.of(leaning, POSITIONS, seed=0)
+    found, read = [], []
+    for aside in rng.normal(0, 0.1, (20, D)):
+        question = np.append(-1, aside[1:]).astype(np.float32)
+        scores, positions = leaning @ question, opposed.best(question, 50)[0]
+        assert scores.max() < 0
+        found.append(np.isin(POSITIONS[np.argsort(-scores)[:50]], positions).mean())
+        read.append(len(positions))
+    assert np.mean(found) > 0.99
+    assert np.mean(read) < N * 0.4
+
+
 def test_whoever_wants_more_than_there_is_gets_everything(lists: InvertedLists) -> None:
     assert len(lists.best(questions(1)[0], 2 * N)[0]) == N
     assert len(lists.near(questions(1)[0], 2 * N)[0]) == N
