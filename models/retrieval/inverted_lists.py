@@ -25,8 +25,8 @@ DEVIATIONS = 2.4
 by chance: 1 / √d of the way."""
 ENOUGH = 0.7
 """Rows are read that may reach this share of what the best read first do: rows lie further aside than by chance where
-what is in a list isn't all alike. Of a million items with 64 factors (benchmarks/large_catalogue) it finds 99.7 % of the
-best fifty, reading 1,800 to 8,800 rows, in the median 5,100."""
+what is in a list isn't all alike. Of a million items with 64 factors (benchmarks/large_catalogue) 99.7 % of the best
+fifty are found, among 1,800 to 8,800 rows that are read, in the median 5,100."""
 FIRST = 1_000
 FIRST_PER_WANTED = 16
 """Rows read first."""
@@ -241,7 +241,7 @@ class InvertedLists:
         """float32[b]: the highest inner product to reckon with in each block."""
         per_length = self._per_length(vector).take(self._blocks.lists)
         # Of rows that lie against the question the shortest reach highest.
-        return np.maximum(per_length * self._blocks.longest, per_length * self._blocks.shortest)
+        return np.asarray(np.maximum(per_length * self._blocks.longest, per_length * self._blocks.shortest))
 
     @classmethod
     def among(cls, arrays: Arrays, prefix: str = "lists.") -> Self | None:
