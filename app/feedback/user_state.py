@@ -20,7 +20,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from redis import Redis, RedisError
@@ -29,8 +29,20 @@ from sqlalchemy import Connection, Engine
 from app.feedback.user_view import UserView, decode, encode
 from app.feedback.weights import NEGATIVE, POSITIVE, sign_of, weight_of
 from app.settings import Settings
+from app.storage.redis_multiplexer import Command
 
-__all__ = ["LEASE_SECONDS", "UserView", "View", "decode", "encode", "interpret", "load", "rebuild", "view_key"]
+__all__ = [
+    "LEASE_SECONDS",
+    "UserView",
+    "View",
+    "decode",
+    "encode",
+    "interpret",
+    "load",
+    "planting",
+    "rebuild",
+    "view_key",
+]
 
 LEASE_SECONDS = 60.0
 MARK = b"d:"
@@ -83,35 +95,25 @@ def rebuild(  # noqa: PLR0917 - what interpret answered, then what a thread need
 ) -> UserView:
     """The user's past from Postgres, left in the cache for the next reader where that is safe. Blocks.
 
-    found: what `interpret` said. Raises sqlalchemy.exc.SQLAlchemyError when Postgres is away; a failing cache is
-    logged and nothing else.
+    found: what `interpret` said, with the generation that was planted where it had none; without one nothing is stored.
+    Raises sqlalchemy.exc.SQLAlchemyError when Postgres is away; a failing cache is logged and nothing else.
     """
-    key = view_key(cache_version, user_id)
-    planted = _plant(cache, key, found.generation) if found.installable else None
     with engine.connect() as db:
         view = load(db, user_id, settings)
-    if planted is not None:
-        _install(cache, key, planted, found.server, view, settings.view_ttl_seconds)
+    if found.installable and found.generation is not None:
+        key = view_key(cache_version, user_id)
+        _install(cache, key, found.generation, found.server, view, settings.view_ttl_seconds)
     return view
 
 
-def _plant(cache: Redis, key: str, generation: bytes | None) -> bytes | None:
-    """The generation to compare with later; None when the cache is away.
+def planting(cache_version: str, user_id: str) -> tuple[Command, ...]:
+    """Commands for Redis, of which the last one answers the generation to compare with later.
 
     A missing one is set now: if the key went away and came back meanwhile (evicted, then changed and evicted
     again), "still missing" would look like "unchanged".
     """
-    if generation is not None:
-        return generation
-    try:
-        pipe = cache.pipeline(transaction=False)
-        pipe.hsetnx(key, "gen", secrets.token_hex(8))
-        pipe.expire(key, int(2 * LEASE_SECONDS))
-        pipe.hget(key, "gen")
-        return cast(bytes | None, pipe.execute()[-1])
-    except (RedisError, OSError) as error:
-        logger.warning("the cache did not answer, a user's view is not stored: %s", error)
-        return None
+    key = view_key(cache_version, user_id)
+    return ("HSETNX", key, "gen", secrets.token_hex(8)), ("EXPIRE", key, int(2 * LEASE_SECONDS)), ("HGET", key, "gen")
 
 
 # Stores a view unless the generation changed or a live mark is there; drops the marks that are not.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
 import redis.asyncio
@@ -29,9 +29,9 @@ Reply = dict[bytes, bytes] | list[bytes]
 POSTGRES_SECONDS = 2.0
 """A request waits no longer for Postgres before it is answered without the user's past."""
 
+logger = logging.getLogger(__name__)
 
-# The search for a metric's label values costs more than counting does.
-_from_redis = lru_cache(partial(telemetry.VIEW_READS.labels, "redis"))
+_reads = telemetry.labelled(telemetry.VIEW_READS)
 
 
 class _Known(NamedTuple):
@@ -80,7 +80,7 @@ class ContextReader:
         self._settings = settings
         self._redis = redis_breaker or Breaker("redis", patience_seconds=settings.redis_timeout_seconds)
         self._postgres = postgres_breaker or Breaker("postgres", patience_seconds=POSTGRES_SECONDS)
-        self._loading: dict[tuple[str, str, bytes], asyncio.Task[UserView]] = {}
+        self._loading: dict[tuple[str, str, str, bytes], asyncio.Task[UserView]] = {}
         self._cache_version = cache_version
         self._known: _Known | None = None
 
@@ -122,7 +122,7 @@ class ContextReader:
 
     async def _view(self, user_id: str, found: user_state.View) -> UserView | None:
         if found.view is not None:
-            _from_redis().inc()
+            _reads("redis").inc()
             return found.view
         return await self._rebuilt(user_id, found)
 
@@ -141,14 +141,16 @@ class ContextReader:
     async def _rebuilt(self, user_id: str, found: user_state.View) -> UserView | None:
         """The view from Postgres, loaded once however many requests wait for it.
 
-        A load that began before the user's last event must not answer after it: the generation tells them apart, and
-        without one nothing does.
+        A load that began before the user's last event must not answer after it: the generation tells them apart, in one
+        life of Redis, and without one nothing does.
         """
         if not self._postgres.lets_through():
             return None
+        if found.generation is None and found.installable:
+            found = await self._planted(user_id, found)
         if found.generation is None:
             return await self._in_time(asyncio.create_task(self._rebuild(user_id, found)))
-        load = (self._cache_version.current, user_id, found.generation)
+        load = (self._cache_version.current, user_id, found.server, found.generation)
         task = self._loading.get(load)
         if task is None:
             task = asyncio.create_task(self._rebuild(user_id, found))
@@ -156,15 +158,25 @@ class ContextReader:
             task.add_done_callback(lambda _: self._loading.pop(load, None))
         return await self._in_time(task)
 
+    async def _planted(self, user_id: str, found: user_state.View) -> user_state.View:
+        """The same with a generation, by which those who ask at once for a user whom Redis does not have share a load;
+        without one where Redis fails."""
+        try:
+            server, replies = await self._cache.ask(*user_state.planting(self._cache_version.current, user_id))
+        except (RedisError, OSError) as error:
+            logger.warning("the cache did not answer, a user's view is not stored: %s", error)
+            return found
+        return found._replace(server=server, generation=replies[-1])
+
     async def _rebuild(self, user_id: str, found: user_state.View) -> UserView:
-        telemetry.VIEW_READS.labels("postgres").inc()
+        _reads("postgres").inc()
         version = self._cache_version.current
         return await asyncio.to_thread(
             user_state.rebuild, self._engine, self._cache_sync, version, user_id, found, self._settings
         )
 
     async def _from_postgres(self, user_id: str) -> UserContext:
-        telemetry.VIEW_READS.labels("postgres").inc()
+        _reads("postgres").inc()
         found = await self._asked_postgres(
             lambda db: (user_state.load(db, user_id, self._settings), versions_in_postgres(db))
         )

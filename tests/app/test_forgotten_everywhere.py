@@ -16,6 +16,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import OperationalError
 
 from app.catalog import rules, users, versions
 from app.catalog.rules import Window
@@ -33,7 +34,9 @@ from app.serving.pages import PageStore, Pinned
 from app.serving.slate import Shown
 from app.settings import Settings
 from app.storage import tables
+from app.storage.database import open_engine
 from models.contracts import Reason
+from tests.app.feedback.examples import planted
 from tests.app.live.test_follower import until
 
 SHOWN = Shown(0, 0.5, "blend", False, Reason("taste"))
@@ -69,7 +72,7 @@ def known(engine: Engine, ingest: Ingest, cache: redis.Redis, redis_url: str, us
         version = versions.read(db)["cache"]
     # What was written under an earlier version is never read again; but it is there.
     for each in (version, f"{version.rpartition(':')[0]}:999"):
-        view = user_state.View(None, "server", None, True)
+        view = planted(cache, each, user, user_state.View(None, "server", None, True))
         user_state.rebuild(engine, cache, each, user, view, Settings())
     asyncio.run(_pin(redis_url, user))
     return events
@@ -221,38 +224,118 @@ def test_what_redis_could_not_be_told_it_is_told_later(
     assert forget_late(engine, cache) == 0
 
 
-@pytest.mark.usefixtures("known")
-def test_what_an_answer_under_way_wrote_after_the_erasure_goes_with_the_next_round(
-    engine: Engine, ingest: Ingest, cache: redis.Redis, user: str
-) -> None:
-    back = f"{user}2"
-    forget_late(engine, cache)
-    for each in (user, back):
-        erase_user(engine, ingest.views, each)
+def age_tombstones(engine: Engine, **by: float) -> None:
+    """Moves every erasure, and what was done since, so far into the past."""
     with engine.begin() as db:
-        users.put(db, [User(back, {}, [])])
-        for each in (user, back):
-            exposed = {"experiment": "x", "run": 1, "variant": "b", "route": "new", "surface": "feed", "worker": "w"}
-            exposed |= {"user_id": each, "exposed_at": datetime.now(UTC), "request_id": each}
-            db.execute(insert(tables.exposures).values(exposed))
+        moved = "update tombstones set erased_at = erased_at - :by, forgotten_at = forgotten_at - :by"
+        db.execute(text(moved), {"by": timedelta(**by)})
+
+
+def write_late(engine: Engine, cache: redis.Redis, *user_ids: str) -> None:
+    """What answers that were under way write right after these users were erased."""
+    statement = text("select erased_at + interval '1 second' from tombstones where user_hash = :hash")
     writer = ImpressionWriter(engine, capacity=10)
-    for each in (user, back):
-        writer.record(Impression(each, datetime.now(UTC), each, "feed", "few", "blend", None, {}, 1, (SHOWN,)))
+    for each in user_ids:
+        with engine.begin() as db:
+            at = db.execute(statement, {"hash": hash_of(each)}).scalar_one()
+            exposed = {"experiment": "x", "run": 1, "variant": "b", "route": "new", "surface": "feed", "worker": "w"}
+            db.execute(insert(tables.exposures).values(**exposed, user_id=each, exposed_at=at, request_id=each))
+        writer.record(Impression(each, at, each, "feed", "few", "blend", None, {}, 1, (SHOWN,)))
+        cache.set(f"segue:page:{{{each}}}:late", b"pinned")
     writer.close()
-    cache.set(f"segue:page:{{{user}}}:late", b"pinned")
-    assert forget_late(engine, cache) == 0, "more may come"
-    with engine.begin() as db:
-        hour = "interval '1 hour'"
-        db.execute(text(f"update tombstones set erased_at = erased_at - {hour}, forgotten_at = forgotten_at - {hour}"))
-        db.execute(text(f"update impressions set shown_at = shown_at - {hour}"))
-        db.execute(text(f"update exposures set exposed_at = exposed_at - {hour}"))
-    assert forget_late(engine, cache) >= 1
-    assert keys_with(cache, user) == []
+
+
+def shown_and_exposed(engine: Engine) -> list[list[str]]:
     with engine.connect() as db:
-        for table in ("impressions", "exposures"):
-            found = db.execute(text(f"select user_id from {table}")).scalars().all()
-            assert found == [back], "who came back on purpose is seen again"
+        named = (text(f"select user_id from {table} order by 1") for table in ("impressions", "exposures"))
+        return [list(db.execute(statement).scalars()) for statement in named]
+
+
+@pytest.fixture
+def gone(engine: Engine, ingest: Ingest, user: str) -> str:
+    """The user was erased an hour ago."""
+    force_into_a_variant(engine, "another")
+    with engine.begin() as db:
+        db.execute(text("truncate exposures"))
+    erase_user(engine, ingest.views, user)
+    age_tombstones(engine, hours=1)
+    return user
+
+
+def test_what_an_answer_under_way_wrote_after_the_erasure_goes_with_the_next_round(
+    engine: Engine, ingest: Ingest, cache: redis.Redis, gone: str
+) -> None:
+    back = f"{gone}2"
+    erase_user(engine, ingest.views, back)
+    with engine.begin() as db:
+        # Further ahead than any machine sleeps.
+        db.execute(text("update tombstones set erased_at = now() + interval '1 day', forgotten_at = now()"))
+        users.put(db, [User(back, {}, [])])
+    assert forget_late(engine, cache) == 0, "more may come"
+    age_tombstones(engine, days=1, hours=1)
+    write_late(engine, cache, gone, back)
+    session = f"segue:session:{{{back}}}:s"
+    cache.set(session, b"of this life")
+    assert forget_late(engine, cache) == 2
+    assert keys_with(cache, f"{{{gone}}}") == []
+    assert cache.exists(session), "who came back on purpose is given tracks again"
+    assert shown_and_exposed(engine) == [[back], [back]], "who came back on purpose is seen again"
     assert forget_late(engine, cache) == 0
+
+
+def test_a_slate_that_waited_for_redis_goes_after_the_sweep_that_came_late(
+    engine: Engine, cache: redis.Redis, gone: str
+) -> None:
+    with engine.begin() as db:
+        db.execute(text("update tombstones set forgotten_at = null"))
+    assert forget_late(engine, cache) == 1
+    cache.set(f"segue:page:{{{gone}}}:late", b"waited")
+    age_tombstones(engine, hours=1)
+    assert forget_late(engine, cache) == 1
+    assert keys_with(cache, gone) == []
+    assert forget_late(engine, cache) == 0
+
+
+def test_old_erasures_are_not_looked_at_again(engine: Engine, cache: redis.Redis, gone: str) -> None:
+    """As an upgrade finds thousands of them."""
+    age_tombstones(engine, days=8)
+    cache.set(f"segue:page:{{{gone}}}:x", b"")
+    assert forget_late(engine, cache) == 0
+    cache.delete(f"segue:page:{{{gone}}}:x")
+
+
+def test_a_postgres_that_takes_too_long_does_not_keep_redis_from_forgetting(
+    engine: Engine, cache: redis.Redis, gone: str
+) -> None:
+    with engine.begin() as db:
+        db.execute(text("update tombstones set forgotten_at = null"))
+    write_late(engine, cache, gone)
+    hurried = open_engine(engine.url.render_as_string(hide_password=False), statement_timeout_seconds=0.2)
+    with engine.begin() as held:
+        held.execute(text("lock table impressions"))
+        with pytest.raises(OperationalError):
+            forget_late(hurried, cache)
+    hurried.dispose()
+    assert keys_with(cache, gone) == []
+    age_tombstones(engine, seconds=60)
+    with engine.begin() as db:
+        moved = "interval '60 seconds'"
+        db.execute(text(f"update impressions set shown_at = shown_at - {moved}"))
+        db.execute(text(f"update exposures set exposed_at = exposed_at - {moved}"))
+    assert forget_late(engine, cache) == 1
+    assert shown_and_exposed(engine) == [[], []]
+
+
+def test_a_redis_that_is_away_does_not_keep_postgres_from_forgetting(
+    engine: Engine, cache: redis.Redis, gone: str
+) -> None:
+    write_late(engine, cache, gone)
+    dead = redis.Redis(port=1, retry=Retry(NoBackoff(), 0), socket_timeout=0.2)
+    with dead, pytest.raises(redis.ConnectionError):
+        forget_late(engine, dead)
+    assert shown_and_exposed(engine) == [[], []]
+    assert forget_late(engine, cache) == 1
+    assert keys_with(cache, gone) == []
 
 
 def test_every_table_that_names_users_is_erased_and_exported(engine: Engine) -> None:

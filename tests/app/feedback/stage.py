@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.feedback import dirty_marks, user_state
+from tests.app.feedback import examples
 
 
 class Stage:
@@ -28,8 +29,9 @@ class Stage:
         """Every step of writing and rebuilding becomes a place to pause; the cache fails now and then."""
         for name in ("mark", "clear"):
             monkeypatch.setattr(dirty_marks, name, self._pausing(getattr(dirty_marks, name), fails=0.1))
-        for name in ("load", "_install", "_plant"):
+        for name in ("load", "_install"):
             monkeypatch.setattr(user_state, name, self._pausing(getattr(user_state, name)))
+        monkeypatch.setattr(examples, "planted", self._pausing(examples.planted))
         monkeypatch.setattr(engine.dialect, "do_commit", self._pausing(engine.dialect.do_commit))
 
     def add(self, actor: Callable[[], object]) -> None:

@@ -88,13 +88,11 @@ class TestRaces:
     ) -> None:
         """It saw an empty hash, then planted on the mark's generation, then read before the commit. The writer dies
         after its commit, and the mark's lease ends: what was installed meanwhile would be used."""
-        plant = user_state._plant
         monkeypatch.setattr(ViewWriter, "_finish", crash)
         commit = engine.dialect.do_commit
 
         def rebuild_then_commit(connection: object) -> None:
             monkeypatch.setattr(engine.dialect, "do_commit", commit)
-            monkeypatch.setattr(user_state, "_plant", lambda cache, key, _: plant(cache, key, None))
             monkeypatch.setattr(
                 user_state, "interpret", lambda _, server, __: user_state.View(None, server, None, True)
             )

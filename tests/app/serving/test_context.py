@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -203,6 +204,69 @@ def test_a_connection_that_breaks_as_it_goes_back_is_no_bug(
     assert read(known_now(engine)).view is None
     monkeypatch.undo()
     assert interactions(read(known_now(engine))) == 0
+
+
+def test_who_asks_at_once_after_an_event_shares_a_load(
+    server: Server, engine: Engine, ingest: Ingest, cache: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loads = user_state.load, []
+    monkeypatch.setattr(user_state, "load", lambda *arguments: (loads.append(1), time.sleep(0.2), load(*arguments))[-1])
+
+    async def scenario() -> None:
+        client = open_async(server.url, timeout_seconds=60)
+        reader = ContextReader(
+            engine=engine, cache=client, cache_sync=cache, settings=Settings(), cache_version=known_now(engine)
+        )
+        for written in range(3):
+            loads.clear()
+            seen = await asyncio.gather(*(reader.read("ann") for _ in range(5)))
+            assert {interactions(context) for context in seen} == {written}
+            assert len(loads) == 1
+            ingest.submit_blocking([an_event("ann", f"item {written}")])
+        await client.aclose()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_nobody_shares_a_load_that_began_before_the_event(  # noqa: PLR0917 - fixtures
+    server: Server,
+    engine: Engine,
+    ingest: Ingest,
+    cache: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    is_restarted: bool,
+) -> None:
+    """Nor where Redis comes back with the generation that the event had changed."""
+    load, has_loaded, may_end = user_state.load, threading.Event(), threading.Event()
+
+    def load_and_wait(*arguments: Any) -> Any:
+        view = load(*arguments)
+        has_loaded.set()
+        assert may_end.wait(60)
+        return view
+
+    async def scenario() -> None:
+        client = open_async(server.url, timeout_seconds=60)
+        reader = ContextReader(
+            engine=engine, cache=client, cache_sync=cache, settings=Settings(), cache_version=known_now(engine)
+        )
+        monkeypatch.setattr(user_state, "load", load_and_wait)
+        early = asyncio.create_task(reader.read("ann"))
+        assert await asyncio.to_thread(has_loaded.wait, 60)
+        monkeypatch.setattr(user_state, "load", load)
+        server.remember()
+        await asyncio.to_thread(ingest.submit_blocking, [an_event("ann")])
+        if is_restarted:
+            server.restart()
+        late = asyncio.create_task(reader.read("ann"))
+        await asyncio.wait([late], timeout=5)
+        may_end.set()
+        assert (interactions(await early), interactions(await late)) == (0, 1)
+        assert interactions(await reader.read("ann")) == 1
+        await client.aclose()
+
+    asyncio.run(scenario())
 
 
 def test_without_redis_past_and_versions_are_those_of_postgres(

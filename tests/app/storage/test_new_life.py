@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.storage.database import open_engine
 from app.storage.new_life import begin_new_life
 from app.storage.redis import VERSIONS_KEY, publish_versions
-from tests.app.feedback.examples import an_event
+from tests.app.feedback.examples import an_event, planted
 
 
 @pytest.fixture
@@ -64,6 +64,7 @@ def past(engine: Engine, cache: redis.Redis) -> UserView:
     server = str(cache.info("server")["run_id"])
     raw: Any = cache.hgetall(user_state.view_key(known["cache"], "ann"))
     found = user_state.interpret(raw, server, time.time())
+    found = planted(cache, known["cache"], "ann", found)
     return found.view or user_state.rebuild(engine, cache, known["cache"], "ann", found, Settings())
 
 
