@@ -18,7 +18,7 @@ MOST_KEPT = 1_500
 """Views that stay decoded, by their bytes: some kilobytes each."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class UserView:
     """One user's past: one entry per distinct item by its latest state, oldest first. The same only as itself.
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import telemetry
+from app.feedback.user_view import UserView
+from app.serving.pasts import Past, Pasts
 from app.storage.release_files import State, load_checked, pointed, state_of
 from models.artifacts import ArtifactError, LoadedRelease, RowMap
 from models.contracts import Recommender
@@ -43,6 +45,7 @@ class ServedRelease:
     rows: RowMap
     loaded: LoadedRelease | None = None
     new_content: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    _pasts: Pasts = field(default_factory=Pasts, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, release_id: str, loaded: LoadedRelease) -> ServedRelease:
@@ -56,6 +59,10 @@ class ServedRelease:
     def positions(self, rows: Rows) -> Rows:
         """int32[k]: position of each row, -1 where there is none."""
         return self.rows.positions_of(rows)
+
+    def past_of(self, view: UserView) -> Past:
+        """What the user did, as far as the release knows the items; the very same one for the same view."""
+        return self._pasts.of(view, self.rows)
 
     def with_new_items(self, rows: Rows, items: ItemTable) -> ServedRelease:
         """The same release speaking of these items too; a row it was not fitted on but knows is updated.

@@ -26,8 +26,9 @@ from app.serving.exploration import Draw, Exploration, Sampler
 from app.serving.impressions import Impression, ImpressionWriter
 from app.serving.inventory import Inventory, InventoryHost
 from app.serving.pages import PageStore, Pinned
+from app.serving.pasts import NO_PAST
 from app.serving.request_ids import new_request_id
-from app.serving.retrieve import NO_PAST, Retrieved, below, past_of, retrieve, with_reasons
+from app.serving.retrieve import Retrieved, below, retrieve, with_reasons
 from app.serving.slate import Shown, boosted, diversified, pins_of, with_pins, without_pinned
 from models.contracts import Query
 
@@ -264,7 +265,7 @@ def _is_natural(ask: Ask) -> bool:
 def build_query(ask: Ask, view: UserView | None, inventory: Inventory, *, given: Sequence[int] = ()) -> Query:
     """The question to the recommenders: filters, blocks, what was seen and given, and the user's history."""
     at = time.time() if ask.at is None else ask.at
-    past = NO_PAST if view is None else past_of(view, inventory.release)
+    past = NO_PAST if view is None else inventory.release.past_of(view)
     hidden = _hidden_rows(ask, inventory, at, given)
     excluded = NO_PAST.seen if ask.include_seen else past.seen
     if hidden:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from app import telemetry
-from app.feedback.user_view import MOST_KEPT, UserView
+from app.feedback.user_view import UserView
 from app.serving.model_host import ServedRelease
 from app.serving.slate import Shown, items_of
-from models.artifacts import RowMap
 from models.contracts import Candidates, History, Positions, Query, Reason, Recommender
 
 log = logging.getLogger(__name__)
@@ -98,31 +96,6 @@ def _told(release: ServedRelease, shown: Shown, reason: Reason) -> Shown:
     return Shown(*shown[:4], Reason(reason.code, seed), shown.propensity)
 
 
-class Past(NamedTuple):
-    """What a user did, as far as a release knows the items.
-
-    seen: int32[k], positions
-    """
-
-    history: History
-    seen: Positions
-
-
-NO_PAST = Past(History.empty(), np.empty(0, np.int32))
-
-
-def past_of(view: UserView, release: ServedRelease) -> Past:
-    """The very same one while neither changes: recommenders keep what they made of a history."""
-    return _past_of(view, release.rows)
-
-
-@lru_cache(MOST_KEPT)
-def _past_of(view: UserView, rows: RowMap) -> Past:
-    positions, seen = rows.positions_of(view.rows), rows.positions_of(view.seen)
-    history = History(positions, view.weights, view.signs, view.timestamps)
-    return Past(history.take(positions >= 0), seen[seen >= 0])
-
-
 def history_of(view: UserView, release: ServedRelease) -> History:
     """The user's past as far as the release knows the items."""
-    return past_of(view, release).history
+    return release.past_of(view).history
