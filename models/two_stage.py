@@ -12,6 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -239,12 +240,14 @@ class Blend(DenseRecommender):
     def _allowed(self, query: Query, found: Found) -> NDArray[np.int64]:
         """int64[k]: where among the candidates those stand that the query allows. Who asks again mostly asks for the
         same."""
-        allowed = found.allowed
-        if allowed is None or allowed.eligible is not query.eligible or allowed.excluded is not query.excluded:
-            places = is_allowed(query, self.n_items).take(found.personal.positions).nonzero()[0]
-            allowed = Allowed(query.eligible, query.excluded, places)
+        known = found.allowed
+        if known is not None and known.is_for(query):
+            return known.places
+        places = is_allowed(query, self.n_items).take(found.personal.positions).nonzero()[0]
+        if query.eligible is not None and (known is None or not known.is_for_another_mask(query)):
+            allowed = Allowed(ref(query.eligible), ref(query.excluded), places)
             self._kept.keep_found(self._key(query), found._replace(allowed=allowed))
-        return allowed.places
+        return places
 
     def _key(self, query: Query) -> Hashable:
         """What the sources are told of the user, and as of which hour."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +86,26 @@ class Front(NamedTuple):
 
 
 class Allowed(NamedTuple):
-    """places: int64[k]: where among some positions those stand that these very filters leave over."""
+    """Where among some positions those stand that these very filters leave over.
 
-    eligible: Mask | None
-    excluded: Positions
+    A filter's mask is as long as the catalogue, and most are made for one question: it is known here, not kept.
+
+    places: int64[k]
+    """
+
+    eligible: ref[Mask]
+    excluded: ref[Positions]
     places: NDArray[np.int64]
+
+    def is_for(self, query: Query) -> bool:
+        """Whether it is about the very filters of the query."""
+        is_same = query.eligible is not None and self.eligible() is query.eligible
+        return is_same and self.excluded() is query.excluded
+
+    def is_for_another_mask(self, query: Query) -> bool:
+        """Whether it may be asked for again though it is not about this mask: its own, that of all, is still there."""
+        mask = self.eligible()
+        return mask is not None and mask is not query.eligible
 
 
 class Found(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -99,3 +101,74 @@ def test_what_is_kept_of_a_user_is_not_taken_for_other_filters(asked: tuple[Blen
     without = replace(queries[0], excluded=np.concatenate([queries[0].excluded, before[:3]]))
     assert blend.recommend(without).positions[:20].tolist() == before[3:23].tolist()
     assert blend.recommend(queries[0]).positions.tolist() == before.tolist()
+
+
+def test_a_filters_mask_is_not_kept_for_its_users(asked: tuple[Blend, list[Query]]) -> None:
+    blend, queries = asked
+    masks = []
+    for query in queries[:20]:
+        mask = np.ones(N_ITEMS, np.bool_)
+        blend.recommend(replace(query, eligible=mask))
+        masks.append(ref(mask))
+    del mask
+    # The last question is kept as a whole, for its reasons.
+    blend.recommend(queries[0])
+    gc.collect()
+    assert [mask() for mask in masks] == [None] * 20
+
+
+def test_a_filter_does_not_displace_what_all_questions_without_one_share(asked: tuple[Blend, list[Query]]) -> None:
+    blend, queries = asked
+    shared = np.ones(N_ITEMS, np.bool_)
+    query = replace(queries[0], eligible=shared)
+    blend.recommend(query)
+    places = blend._allowed(query, blend._found(query))
+    for _ in range(2):
+        blend.recommend(replace(query, eligible=shared.copy()))
+        assert blend._allowed(query, blend._found(query)) is places
+
+
+def test_what_is_shared_anew_takes_the_place_of_what_was(asked: tuple[Blend, list[Query]]) -> None:
+    blend, queries = asked
+    for _ in range(3):
+        query = replace(queries[0], eligible=np.ones(N_ITEMS, np.bool_))
+        blend.recommend(query)
+        blend.recommend(query)
+        assert blend._allowed(query, blend._found(query)) is blend._allowed(query, blend._found(query))
+
+
+def test_what_is_kept_of_a_user_is_not_taken_for_another_mask(asked: tuple[Blend, list[Query]]) -> None:
+    blend, queries = asked
+    before = blend.recommend(queries[0]).positions
+    eligible: Mask = np.ones(N_ITEMS, np.bool_)
+    eligible[before[:3]] = False
+    other = ~eligible
+    other[before[10:]] = True
+    for mask, left in ((eligible, before[3:23]), (other, [*before[:3], *before[10:27]]), (None, before[:20])):
+        assert blend.recommend(replace(queries[0], eligible=mask)).positions[:20].tolist() == list(left)
+
+
+def test_what_is_met_between_two_questions_of_a_user_becomes_a_candidate(asked: tuple[Blend, list[Query]]) -> None:
+    """As if the blend, which keeps the user's candidates, had never been asked before."""
+    blend, queries = asked
+    assert isinstance(queries[0].live, LiveState)
+    live, ledger, blend = LiveState.from_parts(queries[0].live.parts()), DayLedger(), replace(blend)
+    query = replace(queries[0], live=live)
+    shown = blend.recommend(query).positions
+    view = blend._kept.view_of(query)
+    assert view is not None
+    is_led = np.isin(view.positions, live.leading().chosen)
+    unknown = np.setdiff1d(np.arange(N_ITEMS), [*view.positions, *query.excluded])
+    risen = [*unknown[:3], view.positions[~is_led][0], unknown[3]]
+    for turn, item in enumerate(risen):
+        chosen = live.leading().chosen
+        users = np.arange(20, dtype=np.int32) + N_USERS + 20 * turn
+        live.fold(ledger.changes(users, np.full(20, item, np.int32), np.ones(20), np.full(20, NOW + turn)))
+        answer, fresh = blend.recommend(query), replace(blend)
+        expected = fresh.recommend(query)
+        assert live.leading().chosen is chosen
+        assert answer.positions.tolist() == expected.positions.tolist()
+        np.testing.assert_allclose(answer.scores, expected.scores, rtol=1e-5)
+        assert blend.reasons(query, answer.positions) == fresh.reasons(query, answer.positions)
+    assert set(risen) <= {*answer.positions.tolist()}
+    assert not set(unknown[:4]) & {*shown.tolist()}
