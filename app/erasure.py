@@ -6,10 +6,10 @@ schema, so a new table with a user in it (sessions, exposures) can't be forgotte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 from redis import Redis
 from sqlalchemy import Connection, Engine
@@ -68,23 +68,42 @@ BURY = """
 # Whoever starts an experiment again copies its definition, and with it the name: not meanwhile.
 HOLD_EXPERIMENTS = "SELECT FROM versions WHERE name = 'experiments' FOR UPDATE"
 UNDER_WAY_SECONDS = 30
-"""No answer that read a user before the erasure writes anything of it so long after: slates are pinned late."""
+"""So long after an erasure an answer that read the user before it may write: slates are pinned late. After the first
+sweep of Redis too, for slates wait while it is away. Not covered: a process that stood still for longer, or that
+reaches Redis later than the one that sweeps. What such a one pins can't be used, and expires within the hour."""
+LATE_DAYS = 7
+"""Older erasures are not looked at a second time: an upgrade has thousands of them, and whatever was pinned late has
+long expired."""
+HASHES_PER_BATCH = 200
+# In three steps, told by `forgotten_at`: null, not in Redis yet; a time, when Redis was swept first; infinity, done.
 TO_FORGET = """
-    SELECT user_hash FROM tombstones, make_interval(secs => %(seconds)s) AS under_way
-    WHERE forgotten_at IS NULL OR (forgotten_at < erased_at + under_way AND erased_at < now() - under_way)
+    SELECT user_hash, erased_at, forgotten_at IS NULL AS is_first,
+        erased_at BETWEEN now() - make_interval(days => %(days)s) AND now() - under_way AS may_have_rows
+    FROM tombstones, make_interval(secs => %(seconds)s) AS under_way
+    WHERE forgotten_at IS NULL OR (
+        greatest(forgotten_at, erased_at) < now() - under_way AND erased_at > now() - make_interval(days => %(days)s)
+    ) ORDER BY erased_at
 """
 # An answer that read the user before the erasure, and was given after it, is shown and exposed after it. Who came back
-# on purpose has a row again.
+# on purpose has a row again. The outer bounds are of the whole batch: few rows are left to take a hash of.
 WRITTEN_LATE = tuple(
     f"""
-    DELETE FROM {table} AS late USING tombstones WHERE user_hash = ANY(%(hashes)s)
-        AND {at} BETWEEN erased_at AND erased_at + make_interval(secs => %(seconds)s)
-        AND sha256(convert_to(user_id, 'UTF8')) = user_hash
+    DELETE FROM {table} AS late
+    USING unnest(%(hashes)s::bytea[], %(times)s::timestamptz[]) AS erased (user_hash, at)
+    WHERE {at} BETWEEN %(since)s AND %(until)s
+        AND {at} BETWEEN erased.at AND erased.at + make_interval(secs => %(seconds)s)
+        AND sha256(convert_to(user_id, 'UTF8')) = erased.user_hash
         AND NOT EXISTS (SELECT FROM users WHERE users.user_id = late.user_id)
     """  # noqa: S608 - two tables of ours
     for table, at in (("impressions", "shown_at"), ("exposures", "exposed_at"))
 )
-FORGOTTEN = "UPDATE tombstones SET forgotten_at = now() WHERE user_hash = ANY(%(hashes)s)"
+# Unless the user was erased once more meanwhile.
+FORGOTTEN = """
+    UPDATE tombstones SET forgotten_at = %(step)s
+    FROM unnest(%(hashes)s::bytea[], %(times)s::timestamptz[]) AS done (user_hash, at)
+    WHERE tombstones.user_hash = done.user_hash AND erased_at = done.at
+"""
+SWEPT = "UPDATE tombstones SET forgotten_at = now() WHERE user_hash = %(hash)s"
 
 
 def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int]:
@@ -109,27 +128,71 @@ def erase_user(engine: Engine, views: ViewWriter, user_id: str) -> dict[str, int
             versions.bump(db, "experiments")
     if views.forget(user_id):
         with engine.begin() as db:
-            db.exec_driver_sql(FORGOTTEN, {"hashes": [hash_of(user_id)]})
+            db.exec_driver_sql(SWEPT, {"hash": hash_of(user_id)})
     return erased
+
+
+class _Late(NamedTuple):
+    """A row of TO_FORGET."""
+
+    user_hash: bytes
+    erased_at: datetime
+    is_first: bool
+    may_have_rows: bool
 
 
 def forget_late(engine: Engine, cache: Redis) -> int:
     """Takes out of Redis what an erasure could not, for Redis was away or the process died; and what answers that were
     under way wrote after it, there and in Postgres: once more `UNDER_WAY_SECONDS` after it. For how many users.
 
-    Raises RedisError.
+    Who came back on purpose by that second time keeps what is there. Raises RedisError or DBAPIError: where one of the
+    two servers fails, the other has done its part, and what is left is done by the next call.
     """
     with engine.connect() as db:
-        waiting = db.exec_driver_sql(TO_FORGET, {"seconds": UNDER_WAY_SECONDS}).scalars()
-        hashes = {bytes(user_hash) for user_hash in waiting}
-    if hashes:
+        found = db.exec_driver_sql(TO_FORGET, {"seconds": UNDER_WAY_SECONDS, "days": LATE_DAYS})
+        waiting = [_Late(bytes(row.user_hash), row.erased_at, row.is_first, row.may_have_rows) for row in found]
+    if not waiting:
+        return 0
+    try:
+        _sweep(engine, cache, waiting)
+    finally:
+        _delete_written_late(engine, [each for each in waiting if each.may_have_rows])
+    _note(engine, [each for each in waiting if not each.is_first], "infinity")
+    return len(waiting)
+
+
+def _sweep(engine: Engine, cache: Redis, waiting: Sequence[_Late]) -> None:
+    first = [each for each in waiting if each.is_first]
+    # Of these there may be keys from before the erasure.
+    never_swept = {each.user_hash for each in first}
+
+    def who_are_back(user_ids: Collection[str]) -> set[str]:
+        with engine.connect() as db:
+            return {user_id for user_id in find_users(db, list(user_ids)) if hash_of(user_id) not in never_swept}
+
+    delete_keys_of_erased(cache, {each.user_hash for each in waiting}, but_of=who_are_back)
+    _note(engine, first, "now")
+
+
+def _delete_written_late(engine: Engine, erased: Sequence[_Late]) -> None:
+    for start in range(0, len(erased), HASHES_PER_BATCH):
+        some = erased[start : start + HASHES_PER_BATCH]
+        until = some[-1].erased_at + timedelta(seconds=UNDER_WAY_SECONDS)
+        bounds = {"since": some[0].erased_at, "until": until, "seconds": UNDER_WAY_SECONDS}
         with engine.begin() as db:
             for statement in WRITTEN_LATE:
-                db.exec_driver_sql(statement, {"hashes": list(hashes), "seconds": UNDER_WAY_SECONDS})
-        delete_keys_of_erased(cache, hashes)
+                db.exec_driver_sql(statement, _hashes_and_times(some) | bounds)
+
+
+def _note(engine: Engine, done: Sequence[_Late], step: str) -> None:
+    """step: "now" or "infinity"."""
+    if done:
         with engine.begin() as db:
-            db.exec_driver_sql(FORGOTTEN, {"hashes": list(hashes)})
-    return len(hashes)
+            db.exec_driver_sql(FORGOTTEN, _hashes_and_times(done) | {"step": step})
+
+
+def _hashes_and_times(erased: Sequence[Tombstone | _Late]) -> dict[str, Any]:
+    return {"hashes": [each.user_hash for each in erased], "times": [each.erased_at for each in erased]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +214,7 @@ def erase_again(engine: Engine, views: ViewWriter, erased: Sequence[Tombstone]) 
 
     Who came back on purpose after the erasure stays; what such a user did before it is not taken in.
     """
-    parameters = {"hashes": [each.user_hash for each in erased], "times": [each.erased_at for each in erased]}
+    parameters = _hashes_and_times(erased)
     with engine.connect() as db:
         returned = db.exec_driver_sql(_RETURNED, parameters).scalars().all()
     for user_id in returned:
@@ -230,12 +293,15 @@ EXPORT = {
 }
 
 
-def export_user(db: Connection, user_id: str, sessions: Sequence[KeptSession] | None = None) -> dict[str, Any]:
+def export_user(
+    db: Connection, user_id: str, sessions: Callable[[], Sequence[KeptSession] | None] = lambda: None
+) -> dict[str, Any]:
     """Everything stored about the user: `user`, a list for each of EXPORT and of the listening sessions, and of the
     user's earlier life that it was erased. Raises NotFound for nobody.
 
     db:       a transaction whose snapshot does not move, so that all of it is of one moment
-    sessions: as Redis keeps them; None where it could not be asked
+    sessions: answers those that Redis keeps, None where it could not be asked; that is a scan of all its keys, so it is
+              not called for nobody: whoever has a session has, a moment later, impressions too
     """
     row = find_users(db, [user_id]).get(user_id, -1)
     parameters = {"row": row, "user_id": user_id}
@@ -243,9 +309,9 @@ def export_user(db: Connection, user_id: str, sessions: Sequence[KeptSession] | 
         what: [dict(found) for found in db.exec_driver_sql(statement, parameters).mappings()]
         for what, statement in EXPORT.items()
     }
-    if row < 0 and not any(exported.values()) and not sessions:
+    if row < 0 and not any(exported.values()):
         raise unknown(user_id)
-    exported["sessions"] = None if sessions is None else _sessions(db, sessions)
+    exported["sessions"] = None if (kept := sessions()) is None else _sessions(db, kept)
     user = _user(db, user_id) if row >= 0 else None
     return {"user": user} | exported | {"erased_at": erased_at(db, [user_id]).get(user_id)}
 

@@ -20,7 +20,7 @@ from app.catalog import users
 from app.erasure import erase_user, export_user
 from app.feedback import interactions
 from app.feedback.likes import deciding_event
-from app.feedback.session_export import sessions_of
+from app.feedback.session_export import KeptSession, sessions_of
 
 router = APIRouter(prefix="/users", tags=["users"])
 READ = [Depends(require("read"))]
@@ -267,11 +267,14 @@ def delete_user(resources: ResourcesDep, user_id: UserId) -> Response:
 @router.get("/{user_id}/export", response_model=ExportAnswer, dependencies=READ, summary="All that is stored of a user")
 def export(resources: ResourcesDep, user_id: UserId) -> Response:
     """`sessions` is null while Redis, which alone has them, is away."""
-    try:
-        sessions = sessions_of(resources.cache_sync, user_id)
-    except (RedisError, OSError):
-        telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
-        sessions = None
+
+    def sessions() -> list[KeptSession] | None:
+        try:
+            return sessions_of(resources.cache_sync, user_id)
+        except (RedisError, OSError):
+            telemetry.DEPENDENCY_ERRORS.labels("redis").inc()
+            return None
+
     with resources.engine.execution_options(isolation_level="REPEATABLE READ").connect() as db:
         return json_answer(export_user(db, user_id, sessions))
 

@@ -96,7 +96,7 @@ def prune() -> None:
     if not gone:
         console.print("the settings keep everything for ever")
     if late:
-        console.print(f"{late} erased users were taken out of Redis late")
+        console.print(f"{late} erased users were looked for in Redis once more")
 
 
 @erasures.command("list")

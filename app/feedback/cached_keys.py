@@ -8,7 +8,7 @@ time for 100,000 keys, of which others wait for 0.6 ms at most; erasures are rar
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
 from redis import Redis
@@ -31,23 +31,33 @@ def delete_keys_of(cache: Redis, user_id: str) -> int:
     return _delete(cache, iter(keys_of(cache, user_id)))
 
 
-def delete_keys_of_erased(cache: Redis, hashes: Collection[bytes]) -> int:
-    """The same for users of whom nothing is left but `hash_of` their ids. Raises RedisError."""
-    return _delete(cache, _found(cache, "segue:*{*}*", hashes))
+def delete_keys_of_erased(
+    cache: Redis, hashes: Collection[bytes], *, but_of: Callable[[Collection[str]], Collection[str]]
+) -> int:
+    """The same for users of whom nothing is left but `hash_of` their ids. Raises RedisError.
+
+    but_of: asked with the users whose keys were found; those whom it answers keep them
+    """
+    return _delete(cache, _found(cache, "segue:*{*}*", hashes), but_of)
 
 
 def _found(cache: Redis, pattern: str, hashes: Collection[bytes]) -> Iterator[bytes]:
     keys: Iterator[bytes] = cache.scan_iter(pattern, count=KEYS_PER_CALL)
-    return (key for key in keys if _hash_of_tag(key) in hashes)
+    return (key for key in keys if hash_of(_tag_of(key)) in hashes)
 
 
-def _delete(cache: Redis, keys: Iterator[bytes]) -> int:
+def _delete(
+    cache: Redis, keys: Iterator[bytes], but_of: Callable[[Collection[str]], Collection[str]] = lambda _: ()
+) -> int:
     deleted = 0
     while some := list(islice(keys, KEYS_PER_CALL)):
-        deleted += int(cache.unlink(*some))
+        kept = but_of({_tag_of(key) for key in some})
+        if gone := [key for key in some if _tag_of(key) not in kept]:
+            deleted += int(cache.unlink(*gone))
     return deleted
 
 
-def _hash_of_tag(key: bytes) -> bytes:
+def _tag_of(key: bytes) -> str:
+    """The user's id; "" without one."""
     tag = _TAG.search(key)
-    return hash_of(tag[1].decode("utf-8", "replace")) if tag else b""
+    return tag[1].decode("utf-8", "replace") if tag else ""

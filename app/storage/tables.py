@@ -192,7 +192,8 @@ tombstones = Table(
     # sha256 of an erased user's id: what arrives late for it is dropped, not stored again.
     Column("user_hash", LargeBinary, primary_key=True),
     instant("erased_at", nullable=False, server_default=NOW),
-    # When the last key that names the user was taken out of Redis; null: not yet, for Redis was away.
+    # When the keys that name the user were taken out of Redis; null: not yet, for Redis was away; infinity: once more
+    # since, with what was written late.
     instant("forgotten_at"),
 )
 
