@@ -16,7 +16,7 @@ from models.retrieval.opinions import Opinion
 CO_VISITS_SPEAK = 1
 """By this number co-visits stand among those who give reasons; the live counts are 0, then come the sources."""
 MOST_USERS = 1_500
-"""Users of whom it is kept what their candidates are: about 35 kB each, in every process that answers."""
+"""Users of whom it is kept what their candidates are: about 45 kB each, in every process that answers."""
 
 
 class Personal(NamedTuple):

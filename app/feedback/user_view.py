@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import orjson
@@ -15,7 +16,11 @@ HEADER = struct.Struct("<BxxxiIIIIII")
 """format, user row (-1: none), history, seen, interactions, positives, bytes of categories and of exposures; 32 bytes,
 so that the float64 array behind it is aligned."""
 MOST_KEPT = 1_500
-"""Views that stay decoded, by their bytes: some kilobytes each."""
+KEPT_BYTES = 16 * 2**20
+"""So many views stay decoded in each process, and no more than these bytes of them; 1 kB of objects each comes to it.
+By default a view has up to 24 kB, so 690 of the largest find room; with a higher `seen_limit` it may have any size."""
+LARGEST_KEPT = KEPT_BYTES // 64
+"""One with more bytes is decoded each time: it would push out too many others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -99,13 +104,47 @@ def encode(view: UserView) -> bytes:
     return b"".join((header, *(array.tobytes() for array in arrays), categories, exposed))
 
 
-@lru_cache(MOST_KEPT)
+class _Decoded:
+    """The views that were decoded last, by their bytes. May be asked by many threads."""
+
+    def __init__(self) -> None:
+        self._views: OrderedDict[bytes, UserView] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def get(self, encoded: bytes) -> UserView | None:
+        with self._lock:
+            view = self._views.get(encoded)
+            if view is not None:
+                self._views.move_to_end(encoded)
+            return view
+
+    def keep(self, encoded: bytes, view: UserView) -> UserView:
+        """The one to go on with: another thread's, where that was quicker."""
+        if len(encoded) > LARGEST_KEPT:
+            return view
+        with self._lock:
+            kept = self._views.setdefault(encoded, view)
+            if kept is view:
+                self._bytes += len(encoded)
+            while self._bytes > KEPT_BYTES or len(self._views) > MOST_KEPT:
+                self._bytes -= len(self._views.popitem(last=False)[0])
+            return kept
+
+
+_decoded = _Decoded()
+
+
 def decode(encoded: bytes) -> UserView:
-    """The view again; its arrays are read-only windows on `encoded`. The very same one for the same bytes, so that what
-    was made of it can be kept.
+    """The view again; its arrays are read-only windows on `encoded`. The very same one for the same bytes while it is
+    kept, so that what was made of it can be kept, too.
 
     Raises ValueError on bytes that another version of this program wrote.
     """
+    return _decoded.get(encoded) or _decoded.keep(encoded, _read(encoded))
+
+
+def _read(encoded: bytes) -> UserView:
     if len(encoded) < HEADER.size or encoded[0] != FORMAT:
         raise ValueError(f"a user's view starts with {encoded[:1]!r}, this program reads format {FORMAT}")
     _, row, n, m, interactions, positives, n_categories, n_exposed = HEADER.unpack_from(encoded)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+from weakref import ref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from app.feedback.user_view import UserView, decode, encode
+from app.feedback.user_view import KEPT_BYTES, LARGEST_KEPT, MOST_KEPT, UserView, decode, encode
 
 LENGTHS = st.integers(0, 40)
 ROWS = st.integers(0, 2**31 - 1)
@@ -79,3 +83,34 @@ def test_as_of_leaves_out_what_came_later() -> None:
     assert then.seen.tolist() == [4, 5, 6]
     assert (then.interactions, then.positives) == (3, 2)
     assert view.as_of(30.0) is view
+
+
+def of_a_user(row: int, n_seen: int) -> bytes:
+    return encode(replace(UserView.empty(), user_row=row, seen=np.full(n_seen, 7, np.int32)))
+
+
+def test_the_same_bytes_give_the_very_same_view() -> None:
+    encoded = of_a_user(1, 100)
+    assert decode(encoded) is decode(bytes(bytearray(encoded)))
+    assert decode(of_a_user(2, 100)) is not decode(encoded)
+
+
+@pytest.mark.parametrize("n_seen", [0, 5_000, LARGEST_KEPT // 4 - 100])
+def test_what_stays_decoded_has_a_limit(n_seen: int) -> None:
+    """However many users ask, and however much they saw; what was used last stays."""
+    size, often = len(of_a_user(0, n_seen)), decode(of_a_user(0, n_seen))
+    views = []
+    for row in range(1, 2 * MOST_KEPT):
+        views.append(ref(decode(of_a_user(row, n_seen))))
+        assert decode(of_a_user(0, n_seen)) is often
+    gc.collect()
+    kept = sum(view() is not None for view in views) + 1
+    assert kept == min(MOST_KEPT, KEPT_BYTES // size)
+
+
+def test_one_that_saw_too_much_is_not_kept() -> None:
+    small, large = of_a_user(1, 10), of_a_user(2, LARGEST_KEPT // 4)
+    view = decode(small)
+    passing = ref(decode(large))
+    assert passing() is None
+    assert decode(small) is view
