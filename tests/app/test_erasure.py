@@ -19,7 +19,7 @@ from app.errors import NotFound
 from app.feedback import event_log, user_state
 from app.feedback.ingest import Ingest
 from app.settings import Settings
-from tests.app.feedback.examples import an_event
+from tests.app.feedback.examples import an_event, planted
 
 Erase = Callable[[str], dict[str, int]]
 
@@ -111,7 +111,8 @@ def test_an_odd_id_is_erased_too(engine: Engine, ingest: Ingest, erase: Erase) -
 def test_the_cache_forgets(engine: Engine, cache: redis.Redis, erase: Erase) -> None:
     with engine.connect() as db:
         version = versions.read(db)["cache"]
-    user_state.rebuild(engine, cache, version, "ann", user_state.View(None, "server", None, True), Settings())
+    found = planted(cache, version, "ann", user_state.View(None, "server", None, True))
+    user_state.rebuild(engine, cache, version, "ann", found, Settings())
     assert cache.keys("*{ann}*")
     erase("ann")
     assert not cache.keys("*{ann}*")

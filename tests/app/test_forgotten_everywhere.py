@@ -36,6 +36,7 @@ from app.settings import Settings
 from app.storage import tables
 from app.storage.database import open_engine
 from models.contracts import Reason
+from tests.app.feedback.examples import planted
 from tests.app.live.test_follower import until
 
 SHOWN = Shown(0, 0.5, "blend", False, Reason("taste"))
@@ -71,7 +72,7 @@ def known(engine: Engine, ingest: Ingest, cache: redis.Redis, redis_url: str, us
         version = versions.read(db)["cache"]
     # What was written under an earlier version is never read again; but it is there.
     for each in (version, f"{version.rpartition(':')[0]}:999"):
-        view = user_state.View(None, "server", None, True)
+        view = planted(cache, each, user, user_state.View(None, "server", None, True))
         user_state.rebuild(engine, cache, each, user, view, Settings())
     asyncio.run(_pin(redis_url, user))
     return events
