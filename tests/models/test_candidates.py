@@ -138,14 +138,15 @@ def test_what_is_shared_anew_takes_the_place_of_what_was(asked: tuple[Blend, lis
 
 
 def test_what_is_kept_of_a_user_is_not_taken_for_another_mask(asked: tuple[Blend, list[Query]]) -> None:
-    blend, queries = asked
-    before = blend.recommend(queries[0]).positions
-    eligible: Mask = np.ones(N_ITEMS, np.bool_)
-    eligible[before[:3]] = False
-    other = ~eligible
-    other[before[10:]] = True
-    for mask, left in ((eligible, before[3:23]), (other, [*before[:3], *before[10:27]]), (None, before[:20])):
-        assert blend.recommend(replace(queries[0], eligible=mask)).positions[:20].tolist() == list(left)
+    blend, query = replace(asked[0]), asked[1][0]
+    before = blend.recommend(query).positions.tolist()
+    first: Mask = np.ones(N_ITEMS, np.bool_)
+    first[before[:3]] = False
+    second = np.ones(N_ITEMS, np.bool_)
+    second[before[5:9]] = False
+    lefts = (first, before[3:23]), (second, [*before[:5], *before[9:24]]), (None, before[:20]), (first, before[3:23])
+    for mask, left in lefts:
+        assert blend.recommend(replace(query, eligible=mask)).positions[:20].tolist() == left
 
 
 def test_what_is_met_between_two_questions_of_a_user_becomes_a_candidate(asked: tuple[Blend, list[Query]]) -> None:
@@ -153,7 +154,7 @@ def test_what_is_met_between_two_questions_of_a_user_becomes_a_candidate(asked: 
     blend, queries = asked
     assert isinstance(queries[0].live, LiveState)
     live, ledger, blend = LiveState.from_parts(queries[0].live.parts()), DayLedger(), replace(blend)
-    query = replace(queries[0], live=live)
+    query = replace(queries[0], live=live, eligible=np.ones(N_ITEMS, np.bool_))
     shown = blend.recommend(query).positions
     view = blend._kept.view_of(query)
     assert view is not None
