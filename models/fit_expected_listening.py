@@ -4,7 +4,8 @@ What is usual of artists and tracks is shrunk by the ratio of the variances with
 estimate for unequal counts; Efron and Morris, "Data analysis using Stein's estimator and its generalizations", 1975).
 The components are let in one by one. Each must foretell held-out sessions better than what is there already, by more
 than twice the standard error of that; what brings nothing keeps the weight 0. Every fifth of these sessions is foretold
-by weights that were learned from the others: a handful of weights is no reason to judge by a part of them.
+by weights that were learned from the others: a handful of weights is no reason to judge by a part of them. Listens of
+one session share its listener and mood, so it is sessions that are counted, not listens.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _STEPS = 12
 _FOLDS = 5
 _ERRORS = 2.0
 """Standard errors that a gain must exceed: of forty components that are nothing but chance one gets in."""
+_LEAST_DAMPING = 1e-6
 Floats = NDArray[np.float64]
 
 
@@ -30,10 +32,12 @@ class Rows(NamedTuple):
 
     evidence:  float64[n, c + 1], by component, and 1
     fractions: float64[n], what was heard
+    sessions:  int64[n], in which, ascending
     """
 
     evidence: Floats
     fractions: Floats
+    sessions: NDArray[np.int64]
 
 
 def unweighted(sessions: Sessions) -> ExpectedListening | None:
@@ -49,13 +53,12 @@ def unweighted(sessions: Sessions) -> ExpectedListening | None:
     artist = artists - artists.min()
     of_artist = _shrunk(heard - mean, artist[tracks], np.zeros(int(artist.max()) + 1))
     of_track = _shrunk(heard - mean, tracks, of_artist[artist])
-    beyond = heard - mean - of_track[tracks]
-    user = session if sessions.users is None else sessions.users[session]
-    damping = [_damping(beyond, group) for group in (session, user)]
+    damping = _damping(heard - mean - of_track[tracks], session)
     return ExpectedListening(
         np.clip(mean + of_track, 0, 1).astype(np.float32),
-        np.array(damping, np.float32),
+        np.array([damping], np.float32),
         np.zeros(len(COMPONENTS) + 1, np.float32),
+        np.full(1, -np.inf, np.float32),
     )
 
 
@@ -68,7 +71,10 @@ def _shrunk(values: Floats, groups: NDArray[np.integer], usual: Floats) -> Float
 
 
 def _damping(values: Floats, groups: NDArray[np.integer]) -> float:
-    """The variance within groups over that between them: as how many values the belief counts that all are alike."""
+    """The variance within groups over that between them: as how many values the belief counts that all are alike.
+
+    Above 0: of a group without values nothing else is believed.
+    """
     counts, sums, squares = (np.bincount(groups, each) for each in (np.ones(len(values)), values, values**2))
     many = counts > 1
     if not many.any():
@@ -76,19 +82,21 @@ def _damping(values: Floats, groups: NDArray[np.integer]) -> float:
     counts, means, squares = counts[many], sums[many] / counts[many], squares[many]
     within = float((squares - counts * means**2).sum() / (counts - 1).sum())
     between = float((means**2).mean() - (within / counts).mean())
-    return within / max(between, 1e-6 * max(within, 1e-9)) if within > 0 else 0.0
+    return max(within / max(between, 1e-6 * max(within, 1e-9)), _LEAST_DAMPING)
 
 
 def choose_weights(rows: Rows) -> tuple[NDArray[np.float32] | None, dict[str, dict[str, float]]]:
     """The weights, None where nothing foretells anything, and the loss with each component that was let in."""
+    if not blocks_of(rows.sessions, _FOLDS).any():
+        # So few sessions can't be foretold by one another.
+        return None, {}
     kept: list[int] = []
     foretold = _crossed(rows, kept)
     losses, figures = log_losses(foretold, rows.fractions), {"mean": _figures(foretold, rows)}
     for component, name in enumerate(COMPONENTS):
         foretold = _crossed(rows, [*kept, component])
         tried = log_losses(foretold, rows.fractions)
-        gain = losses - tried
-        if gain.mean() > _ERRORS * gain.std() / np.sqrt(len(gain)):
+        if is_beyond_chance(losses - tried, rows.sessions):
             kept, losses = [*kept, component], tried
             figures[name] = _figures(foretold, rows)
     if not kept:
@@ -98,14 +106,25 @@ def choose_weights(rows: Rows) -> tuple[NDArray[np.float32] | None, dict[str, di
     return weights, figures
 
 
+def is_beyond_chance(gains: Floats, sessions: NDArray[np.int64]) -> bool:
+    """Whether their mean exceeds 0 by two standard errors, those of one session (int64[n]) taken for one draw."""
+    _, of_gain = np.unique(sessions, return_inverse=True)
+    beyond = np.bincount(of_gain, gains - gains.mean())
+    return bool(gains.sum() > _ERRORS * np.sqrt((beyond**2).sum()))
+
+
+def blocks_of(sessions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """int64[n]: a number below `count` for each row, in order of time, the same for all of a session."""
+    first = np.searchsorted(sessions, sessions)
+    return np.asarray(first * count // max(len(sessions), 1))
+
+
 def _crossed(rows: Rows, kept: list[int]) -> Floats:
     """float64[n]: each fifth, in order of time, foretold by the four others."""
     evidence = rows.evidence[:, [*kept, -1]]
-    foretold = np.empty(len(evidence))
-    for part in np.array_split(np.arange(len(evidence)), _FOLDS):
-        others = np.ones(len(evidence), np.bool_)
-        others[part] = False
-        weights = _logistic(evidence[others], rows.fractions[others])
+    foretold, fold = np.empty(len(evidence)), blocks_of(rows.sessions, _FOLDS)
+    for part in (fold == number for number in range(_FOLDS)):
+        weights = _logistic(evidence[~part], rows.fractions[~part])
         foretold[part] = 1 / (1 + np.exp(-evidence[part] @ weights))
     return foretold
 

@@ -102,18 +102,20 @@ class NextBlend:
     def next(self, query: SessionQuery) -> NextCandidates:
         """What somebody names comes first; popular tracks fill up where that isn't enough."""
         heard = Heard.of(query, self.n_items)
-        looks_back = self.asks_past or self.listening is not None
-        past = past_of(query.history, self.n_items) if looks_back and query.history is not None else NOTHING
+        past = past_of(query.history, self.n_items) if self.asks_past and query.history is not None else NOTHING
         seen = self.seen(heard, query, past)
         scores = self.ranker.scores(seen.features, seen.context)
         found = best_of(seen.positions, scores, query.limit)
-        if len(found.positions) < query.limit:
+        named = len(found.positions)
+        if named < query.limit:
             found = self._filled_up(found, query)
         if self.listening is None:
             return found
+        # Shares among those that the query allows; where they were learned from all were allowed, and shares lower.
         choice = found.scores - log_sum(scores)
+        choice[named:] = -np.inf
         attended = self.attended_listening(seen.state, found.positions)
-        evidence = self.listening.evidence(heard, past, found.positions, attended, choice)
+        evidence = self.listening.evidence(heard, found.positions, attended, choice)
         return found._replace(listening=self.listening.expected(evidence))
 
     def seen(self, heard: Heard, query: SessionQuery | None = None, past: Heard = NOTHING) -> Seen:

@@ -12,7 +12,16 @@ import pytest
 from models.contracts import History, NextTrackRecommender
 from models.data.sessions import Sessions, split_newest
 from models.evaluation.next_item import judge
-from models.fit_next_blend import choices_of, fit_next_blend, learn_ranker, measured, unlearned, views_of
+from models.fit_next_blend import (
+    choices_of,
+    fit_next_blend,
+    gained_by,
+    is_worth_asking,
+    learn_ranker,
+    rankers_of_others,
+    unlearned,
+    views_of,
+)
 from models.next_blend import NextBlend
 from models.next_recipes import COUNTED, LOADS, RIVALS, SERVED, fit_next_recipes
 from models.retrieval.next_track.answers import UNKNOWN_LISTENING, Heard
@@ -106,6 +115,56 @@ def test_self_attention_is_no_part_of_it_where_it_is_wrong() -> None:
     assert blend.listening.weights[COMPONENTS.index("attention")] == 0
 
 
+def test_self_attention_is_believed_where_it_foretells_what_nobody_else_can() -> None:
+    """Fractions are chance until the newest tenth, and there go by whether a track's number is even."""
+    sessions = heard_by_parity()
+    newest = sessions.of_listen >= 540
+    lots = np.random.default_rng(0).uniform(0.5, 1, len(sessions.tracks)).astype(np.float32)
+    sessions = replace(sessions, fractions=np.where(newest, sessions.fractions, lots))
+    guess = drawn(layers=1)
+    right = np.where(np.arange(N_TRACKS) % 2, 0.2, 2.9).astype(np.float32)
+    attention = replace(guess, usual_listening=right, listening=np.zeros_like(guess.listening))
+
+    def fit(part: Sessions) -> dict[str, Any]:
+        return {name: fit_one(part) for name, fit_one in COUNTED.items()} | {"session_attention": attention}
+
+    blend = fit_next_blend(sessions, fit, seed=0)
+    assert blend.listening is not None
+    assert blend.listening.weights[COMPONENTS.index("attention")] > 0
+    found = blend.next(after(3, 4, limit=10, fractions=[0.9, 0.9]))
+    is_even = found.positions % 2 == 0
+    assert found.listening[is_even].min() > 0.8
+    assert found.listening[~is_even].max() < 0.7
+
+
+def test_rankers_are_judged_by_sessions_that_they_never_met() -> None:
+    earlier, newest = split_newest(ring_sessions(600), 0.2)
+    fitted = {name: fit(earlier) for name, fit in COUNTED.items()}
+    blend = NextBlend.of(fitted, unlearned(fitted), {"hidden": 0})
+    prefixes = newest.prefixes()
+    views = views_of(blend, prefixes)
+    rankers = list(rankers_of_others(blend, prefixes, views, seed=0))
+    # The first session's block answers otherwise: whoever learned from it is another, who is asked of it is not.
+    own = [ranker is rankers[0] for ranker in rankers]
+    otherwise = [(seen, 0 if is_own else place) for is_own, (seen, place) in zip(own, views, strict=True)]
+    again = list(rankers_of_others(blend, prefixes, otherwise, seed=0))
+    is_same = [np.array_equal(new.wide, old.wide) for new, old in zip(again, rankers, strict=True) if new and old]
+    assert is_same == own
+    session = prefixes.session_of
+    assert len({id(ranker) for ranker in rankers}) == 3 < len(set(session[own].tolist()))
+    assert not set(session[own].tolist()) & set(session[~np.array(own)].tolist())
+
+
+def test_the_past_is_asked_where_more_than_chance_speaks_for_it() -> None:
+    without, sessions = np.full((400, 2), 0.2), np.arange(400) // 10
+    lucky = without.copy()
+    lucky[:20] = 1
+    assert not is_worth_asking(lucky, without, sessions), "two sessions of forty"
+    steady = without + np.random.default_rng(0).normal(0.02, 0.05, (400, 2))
+    assert is_worth_asking(steady, without, sessions)
+    assert not is_worth_asking(without + 0.001, without, sessions), "too little to ask for"
+
+
 def of_two_users(count: int) -> Sessions:
     """Whoever heard ring A before hears ring A, but a session's first track says nothing: it is the same for all."""
     rings = ring_sessions(count)
@@ -182,9 +241,10 @@ def test_what_nobody_named_counts_as_missed() -> None:
     fitted = {name: fit(earlier) for name, fit in COUNTED.items()}
     ranker = unlearned(fitted)
     views = views_of(NextBlend.of(fitted, ranker, {}), newest.prefixes())
-    hit_rate, reciprocal = measured(ranker, views)
+    hit_rate, reciprocal = gained_by(ranker, views).mean(axis=0)
     assert 0.9 < hit_rate <= 1
-    assert measured(ranker, [*views, *[(seen, None) for seen, _ in views]])[0] == pytest.approx(hit_rate / 2)
+    with_missed = gained_by(ranker, [*views, *[(seen, None) for seen, _ in views]]).mean(axis=0)
+    assert with_missed[0] == pytest.approx(hit_rate / 2)
     assert 0 < reciprocal < hit_rate
 
 

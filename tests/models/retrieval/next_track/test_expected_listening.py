@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.data.sessions import Sessions
-from models.fit_expected_listening import Rows, choose_weights, unweighted
+from models.fit_expected_listening import Rows, blocks_of, choose_weights, is_beyond_chance, unweighted
 from models.retrieval.next_track.answers import Heard
 from models.retrieval.next_track.expected_listening import COMPONENTS, ExpectedListening
 
@@ -48,9 +48,18 @@ def test_without_measured_fractions_nothing_is_usual() -> None:
     assert unweighted(replace(sessions, fractions=np.full(100, np.nan, np.float32))) is None
 
 
+def test_where_all_is_heard_alike_that_is_usual_of_what_nobody_heard_too() -> None:
+    sessions, _ = made_up(2_000)
+    alike = replace(sessions, tracks=sessions.tracks % 50, fractions=np.full(2_000, 0.8, np.float32))
+    usual = unweighted(alike)
+    assert usual is not None
+    np.testing.assert_allclose(usual.usual, 0.8, atol=1e-4)
+    assert (usual.damping > 0).all()
+
+
 def listening(**weights: float) -> ExpectedListening:
     array = np.array([weights.get(name, 0.0) for name in (*COMPONENTS, "offset")], np.float32)
-    return ExpectedListening(np.full(60, 0.5, np.float32), np.array([2, 10], np.float32), array)
+    return ExpectedListening(np.full(60, 0.5, np.float32), np.array([2], np.float32), array, np.array([-5], np.float32))
 
 
 def test_whoever_hears_more_than_is_usual_is_expected_to_hear_more() -> None:
@@ -59,25 +68,29 @@ def test_whoever_hears_more_than_is_usual_is_expected_to_hear_more() -> None:
     long = Heard(np.array([5, 6, 7, 8], np.int32), np.array([1, 1, np.nan, 1], np.float32))
     model = listening(session=1.0)
     of_none, of_short, of_long = (
-        model.expected(model.evidence(heard, NOBODY, asked, None, choice)) for heard in (NOBODY, short, long)
+        model.expected(model.evidence(heard, asked, None, choice)) for heard in (NOBODY, short, long)
     )
     assert of_none.tolist() == [0.5, 0.5]
     assert (of_short < of_long).all()
     np.testing.assert_allclose(of_long, 1 / (1 + np.exp(-1.5 / 5)), rtol=1e-5)
-    of_user = listening(user=1.0)
-    np.testing.assert_allclose(
-        of_user.expected(of_user.evidence(NOBODY, long, asked, None, choice)), 1 / (1 + np.exp(-1.5 / 13)), rtol=1e-5
-    )
+
+
+def test_a_lower_choice_than_was_ever_learned_from_is_taken_for_the_lowest() -> None:
+    model = listening(choice=1.0)
+    evidence = model.evidence(NOBODY, np.arange(4, dtype=np.int32), None, np.array([-1, -5, -90, -np.inf], np.float32))
+    np.testing.assert_allclose(evidence[COMPONENTS.index("choice")], [-1, -5, -5, -5])
+    assert np.isfinite(model.expected(evidence)).all()
 
 
 def test_what_foretells_nothing_is_left_out() -> None:
     rng = np.random.default_rng(0)
     evidence = np.column_stack([rng.normal(size=(6_000, len(COMPONENTS))), np.ones(6_000)])
-    told = 1 / (1 + np.exp(-(0.4 * evidence[:, 0] + 0.8 * evidence[:, 3] - 0.2)))
-    weights, figures = choose_weights(Rows(evidence, (rng.random(6_000) < told).astype(np.float64)))
+    told = 1 / (1 + np.exp(-(0.4 * evidence[:, 0] + 0.8 * evidence[:, 2] - 0.2)))
+    heard = (rng.random(6_000) < told).astype(np.float64)
+    weights, figures = choose_weights(Rows(evidence, heard, np.arange(6_000) // 10))
     assert weights is not None
-    np.testing.assert_allclose(weights[[0, 3, -1]], [0.4, 0.8, -0.2], atol=0.1)
-    assert weights[[1, 2, 4]].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(weights[[0, 2, -1]], [0.4, 0.8, -0.2], atol=0.1)
+    assert weights[[1, 3]].tolist() == [0, 0]
     assert list(figures) == ["mean", "track", "attention"]
     losses = [figures[name]["nats"] for name in figures]
     assert losses == sorted(losses, reverse=True)
@@ -86,9 +99,27 @@ def test_what_foretells_nothing_is_left_out() -> None:
 def test_where_all_is_chance_there_are_no_weights() -> None:
     rng = np.random.default_rng(1)
     evidence = np.column_stack([rng.normal(size=(3_000, len(COMPONENTS))), np.ones(3_000)])
-    weights, figures = choose_weights(Rows(evidence, rng.random(3_000)))
+    weights, figures = choose_weights(Rows(evidence, rng.random(3_000), np.arange(3_000) // 10))
     assert weights is None
     assert list(figures) == ["mean"]
+
+
+def test_one_session_foretells_nothing() -> None:
+    evidence = np.ones((300, len(COMPONENTS) + 1))
+    assert choose_weights(Rows(evidence, np.linspace(0, 1, 300), np.zeros(300, np.int64))) == (None, {})
+
+
+def test_many_listens_of_few_sessions_are_few() -> None:
+    of_session = np.tile([1.3, -0.7], 8)
+    gains = np.repeat(of_session, 50)
+    assert is_beyond_chance(gains, np.arange(len(gains)))
+    assert not is_beyond_chance(gains, np.repeat(np.arange(16), 50))
+    assert is_beyond_chance(np.repeat(of_session + 2, 50), np.repeat(np.arange(16), 50))
+    assert not is_beyond_chance(np.zeros(5), np.arange(5))
+
+
+def test_no_session_is_in_two_blocks() -> None:
+    assert blocks_of(np.array([0, 0, 3, 3, 3, 4]), 3).tolist() == [0, 0, 1, 1, 1, 2]
 
 
 def test_it_comes_back_from_its_parts() -> None:
@@ -96,4 +127,13 @@ def test_it_comes_back_from_its_parts() -> None:
     again = ExpectedListening.from_parts(model.parts())
     assert again is not None
     np.testing.assert_array_equal(again.weights, model.weights)
+    np.testing.assert_array_equal(again.lowest, model.lowest)
     assert ExpectedListening.from_parts({}) is None
+
+
+def test_one_that_was_learned_from_other_components_is_left_alone() -> None:
+    """An earlier release had one more of them, and no lowest choice."""
+    parts = listening(track=0.3).parts()
+    assert ExpectedListening.from_parts(parts | {"listening_weights": np.ones(6, np.float32)}) is None
+    del parts["listening_lowest"]
+    assert ExpectedListening.from_parts(parts) is None
