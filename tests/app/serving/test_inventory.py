@@ -1,20 +1,28 @@
 """A request is never answered from older rules than it was told of, and always answered."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from weakref import ref
 
+import numpy as np
 import pytest
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from app.catalog import versions
 from app.feedback import cache_version
+from app.feedback.user_view import UserView
+from app.resources import _spared_collection
 from app.serving import breaker, inventory
 from app.serving.inventory import InventoryHost
+from app.serving.pipeline import Ask, build_query
+from app.serving.retrieve import retrieve
 from app.settings import Settings
 from app.storage import keys
 from models.live.state import LiveState
@@ -30,6 +38,11 @@ def changed_rules(engine: Engine) -> dict[str, str]:
     with engine.begin() as db:
         versions.bump(db, "rules")
         return versions.read(db)
+
+
+def _add_item(engine: Engine, item_id: str) -> None:
+    with engine.begin() as db:
+        db.execute(text("insert into items (item_id, categories) values (:id, '{}')"), {"id": item_id})
 
 
 def test_a_refresh_that_began_before_the_change_does_not_count_for_it(
@@ -170,3 +183,22 @@ def test_a_release_that_breaks_in_an_unforeseen_way_leaves_everything_else_fresh
     host.refresh()
     assert host.current.versions["rules"] == known["rules"]
     assert "damaged" in str(host.models.failure)
+
+
+def test_the_first_release_is_gone_once_another_is_served(host: InventoryHost, engine: Engine) -> None:
+    """Though the collector of cycles passes over what was there when it began to serve: nothing must hold it."""
+    _add_item(engine, "first")
+    host.refresh()
+    view = replace(UserView.empty(), seen=np.zeros(1, np.int32))
+    with _spared_collection():
+        release = host.current.release
+        query = build_query(Ask("ann", 10), view, host.current)
+        assert retrieve(release, tuple(release.recommenders), query).leader
+        parts = [
+            ref(part) for part in (host.current.showable, release.rows.position_of_row, *release.recommenders.values())
+        ]
+        del release, query
+        _add_item(engine, "second")
+        host.refresh()
+        gc.collect()
+        assert all(part() is None for part in parts)
