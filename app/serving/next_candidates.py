@@ -155,10 +155,19 @@ def session_query(situation: Situation, limit: int) -> SessionQuery:
         fractions=session.listens["fraction"][known],
         at=situation.at,
         limit=limit,
-        history=None if situation.past is None else history_of(situation.past, release),
+        history=None if situation.past is None else _before(history_of(situation.past, release), session, positions),
         excluded=_excluded(situation),
         eligible=situation.inventory.eligible(),
     )
+
+
+def _before(past: History, session: Session, positions: Positions) -> History:
+    """Without this session: which worker read the past, and when, must not matter. positions: of the session's."""
+    if not len(session.listens) or not len(past):
+        return past
+    is_own = is_among(past.positions, positions)
+    is_own |= past.timestamps >= session.listens["at"][0]
+    return past.take(~is_own) if is_own.any() else past
 
 
 def _excluded(situation: Situation) -> Positions:
