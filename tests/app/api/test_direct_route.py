@@ -11,11 +11,15 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
+from starlette.middleware.cors import CORSMiddleware
 
+from app import telemetry
 from app.api import problems
+from app.api.bodies import RawBody
 from app.api.dependencies import Caller, ResourcesDep, require
-from app.api.direct_route import DirectRoute, Shortcut
+from app.api.direct_route import DirectBodyRoute, DirectRoute, Shortcut
 from app.api.limits import Limits
+from app.api.middleware import Surroundings
 from app.storage.keys import ApiKey, KeyRing, digest_of
 
 KEYS = KeyRing(
@@ -92,6 +96,62 @@ def test_it_lets_in_whom_fastapi_lets_in(key: str | None, status: int) -> None:
 
 def test_it_is_documented_as_any_other_route() -> None:
     assert app_of(DirectRoute).openapi() == app_of(APIRoute).openapi()
+
+
+async def echo(_: ResourcesDep, raw: RawBody) -> Response:
+    if raw == b"[]":
+        raise ZeroDivisionError("a secret of the inside")
+    return Response(raw, 202)
+
+
+def posted(route: type[APIRoute], body: bytes, *, key: str = "may-write") -> httpx.Response:
+    """As the service stands around it: the shortcut for a direct route, then CORS, then all the rest."""
+    app = FastAPI()
+    app.state.resources = SimpleNamespace(keys=KEYS)
+    app.state.limits = Limits(0)
+    problems.install(app)
+    router = APIRouter(dependencies=[Depends(require("write"))], route_class=route)
+    router.add_api_route("/echo", echo, methods=["POST"])
+    app.include_router(router)
+    if route is DirectBodyRoute:
+        app.add_middleware(Shortcut, routes=router.routes, errors=app.exception_handlers)
+    app.add_middleware(CORSMiddleware, allow_origins=["https://shop.example"], expose_headers=["X-Request-ID"])
+    app.add_middleware(Surroundings, max_body_bytes=1024)
+    headers = {"X-API-Key": key, "X-Request-ID": "mine", "Origin": "https://shop.example"}
+
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post("/echo", content=body, headers={**headers, "Content-Type": "application/json"})
+
+    return asyncio.run(once())
+
+
+def counted(status: int) -> float:
+    return telemetry.REQUESTS.labels("POST", "/echo", status)._value.get()
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "status"),
+    [
+        (b'{"a": 1}', "may-write", 202),
+        (b"[]", "may-write", 500),
+        (b"{}", "may-read", 403),
+        (b"{}", "wrong", 401),
+        (b" " * 1025, "may-write", 413),
+    ],
+)
+def test_a_shortcut_for_a_body_answers_and_is_counted_as_fastapi_is(body: bytes, key: str, status: int) -> None:
+    usual, before = posted(APIRoute, body, key=key), counted(status)
+    short = posted(DirectBodyRoute, body, key=key)
+    assert (short.status_code, short.content, short.headers) == (status, usual.content, usual.headers)
+    assert short.headers["x-request-id"] == "mine"
+    if status >= 400:
+        assert short.headers["content-type"] == "application/problem+json"
+        assert "secret" not in short.text
+    if status not in {413, 500}:  # which are answered around CORS
+        assert short.headers["access-control-allow-origin"] == "https://shop.example"
+    if status != 413:  # for which no route is looked up
+        assert counted(status) == before + 1
 
 
 async def with_one_more(
