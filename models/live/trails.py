@@ -128,6 +128,7 @@ class Trails:
     def nearness(self, items: Others, among: Others) -> NDArray[np.float32]:
         """float32[k]: of each of `among` the largest share, 0–1, that `covisited` names for it with any of the items.
 
+        items, among: rows, none negative: -1 would be NOBODY, whose places fill up short lists.
         Looks for these alone, so nothing is kept: an item's visitors may come and go between any two questions.
         """
         users_of = {item: self._users_of.others(item) for item in items.tolist()}
