@@ -4,9 +4,9 @@
 
 A user's ratings with less than `--pause` seconds between two are a session, earlier sessions are the past. Everything
 is fitted as a release fits it: recommenders on the older nine tenths of the sessions, rankers on the older two thirds
-of the newest tenth. Both blends are asked the same questions, which come from the last third of that tenth, and
-nothing was chosen by them but whether the past is asked. Without self-attention. Intervals are 95 %, by drawing whole
-sessions anew.
+of the newest tenth. Both blends are asked the same questions, which come from the last third of that tenth. By these it
+was chosen whether the past is asked, and that 12 tracks of it are and not 30. Without self-attention. Intervals are
+95 %, by drawing whole sessions anew.
 """
 
 from __future__ import annotations

@@ -101,8 +101,9 @@ POLICIES = (
     Policy("co-visits, nothing learned", release="nothing"),
 )
 POPULAR, RANDOM = "most popular (floor)", "random (floor)"
-CEILING = "all-knowing (ceiling)"
-"""Plays what pleases most of a hundred tracks drawn at random: so much could be gained by knowing everything."""
+MIND_READER = "mind-reader over 100 drawn"
+"""Plays what pleases most of a hundred tracks drawn at random, one at a time. No bound: among all tracks, or by looking
+ahead, more could be gained."""
 QUICK = (GREEDY, SOFTMAX, "no switch", "no rules at all", "co-visits, nothing learned")
 
 
@@ -337,8 +338,8 @@ def counted(sitting: Sitting, own: int) -> Played:
 
 
 def floors(environment: dict[str, str], world: World, sessions: int) -> dict[str, list[Played]]:
-    """What a player without any model comes to: the service's most popular tracks from the top, random ones, and what
-    somebody would play who knows all minds."""
+    """What a player without any model comes to: the service's most popular tracks from the top, random ones, and the
+    best of a hundred random ones, by somebody who knows all minds."""
     with serving.serving(environment) as (url, _):
         page = orjson.loads(ask(url, [get("/recommend/popular", key=serving.KEY, window="all", limit="100")])[0])
         popular = [item["item_id"] for item in page["items"]]
@@ -350,14 +351,14 @@ def floors(environment: dict[str, str], world: World, sessions: int) -> dict[str
             drawn = random.Random(f"{world.seed} {sitting.listener.user_id} {sitting.name} floor")
             return until_left(sitting, drawn.sample(world.tracks, 100))
 
-        async def all_knowing(_: Connection, sitting: Sitting, __: Mapping[str, Track]) -> Played:
+        async def by_mind_reading(_: Connection, sitting: Sitting, __: Mapping[str, Track]) -> Played:
             own, luck = begin(sitting), random.Random(f"{world.seed} {sitting.listener.user_id} {sitting.name} best")
             while not sitting.has_left:
                 sitting.hear(max(luck.sample(world.tracks, 100), key=sitting.pleasure))
             return counted(sitting, own)
 
         return {
-            CEILING: uvloop.run(everybody(url, world, sessions, all_knowing)),
+            MIND_READER: uvloop.run(everybody(url, world, sessions, by_mind_reading)),
             POPULAR: uvloop.run(everybody(url, world, sessions, by_popularity)),
             RANDOM: uvloop.run(everybody(url, world, sessions, by_chance)),
         }

@@ -33,7 +33,10 @@ class Pasts:
     of: NDArray[np.int32]
 
     def before(self, session: int) -> tuple[Positions, Scores]:
-        """Tracks and fractions of the same user's sessions that began earlier, the latest last, each track once."""
+        """Tracks and fractions of the same user's sessions that began earlier, the latest last, each track once.
+
+        Where a user has two sessions at a time, all of the one that began first, for sessions have no times here.
+        """
         first, end = np.searchsorted(self.users, [self.of[session], self.of[session] + 1])
         end = first + np.searchsorted(self.listen[first:end], self.begins[session])
         heard = self.listen[max(first, end - LONGEST_PAST) : end]
