@@ -87,10 +87,7 @@ class PatientProtocol(HttpToolsProtocol):
         is_under_way = self._head_since is not None or self._body_since is not None
         if is_under_way and self._bytes_between > HEAD_BYTES and not self._is_leaving:
             self._refuse("head")
-            if self._body_since is not None and self._has_answered():
-                self.transport.abort()
-            else:
-                self._answer(431, f"the request line and headers, or the trailers, are longer than {HEAD_BYTES} bytes")
+            self._answer(431, f"the request line and headers, or the trailers, are longer than {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
         self._head_since, self._bytes_between = None, 0
@@ -143,9 +140,7 @@ class PatientProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         self._refuse("slow")
-        nothing_came = self._body_since is None and not self._bytes_between
-        is_refused = self._body_since is not None and self._has_answered()
-        if nothing_came or is_refused or self._is_answering():
+        if self._body_since is None and not self._bytes_between:  # nothing came
             self.transport.abort()
         else:
             self._answer(408, f"the request did not arrive within {self._limits.client_seconds:g} s")
@@ -154,16 +149,25 @@ class PatientProtocol(HttpToolsProtocol):
         """Whether the latest request that came has its answer: before its body did, where that was refused."""
         return self.cycle is not None and self.cycle.response_complete
 
-    def _is_answering(self) -> bool:
-        return (
-            self._answering is not None and self._answering.response_started and not self._answering.response_complete
-        )
+    def _is_another_due(self) -> bool:
+        """Whether what is written now would not be the answer to the request that is coming in: that has one, or it has
+        begun, or an earlier request has none yet, whose answer it would seem to be."""
+        if self._body_since is not None and self._has_answered():
+            return True
+        now = self._answering
+        if now is None or now.response_complete:
+            return False
+        return now.response_started or now is not self.cycle or self._body_since is None
 
     def _refuse(self, reason: str) -> None:
         telemetry.REFUSED.labels(reason).inc()
 
     def _answer(self, status: int, detail: str) -> None:
-        """An answer without the application, the last one on this connection."""
+        """An answer without the application, the last one on this connection; none where another is due, in the middle
+        of which it could lie."""
+        if self._is_another_due():
+            self.transport.abort()
+            return
         title = HTTPStatus(status).phrase
         body = bytes(problem(status, title, detail).body)
         head = (
