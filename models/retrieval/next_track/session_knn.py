@@ -191,9 +191,11 @@ class SessionKnn:
 
     @classmethod
     def from_parts(cls, parameters: Parameters, arrays: Arrays) -> Self:
-        return cls(
-            arrays["tracks"], arrays["bounds"], arrays["listens"], arrays["starts"], Nearness(**dict(parameters))
-        )
+        """Raises ValueError where more of a session's tracks count than can be told apart."""
+        nearness = Nearness(**dict(parameters))
+        if nearness.last > _WHICH + 1:
+            raise ValueError(f"session_knn: last is {nearness.last}, at most {_WHICH + 1} tracks can be told apart")
+        return cls(arrays["tracks"], arrays["bounds"], arrays["listens"], arrays["starts"], nearness)
 
 
 def fit_session_knn(sessions: Sessions, nearness: Nearness | None = None) -> SessionKnn:

@@ -179,3 +179,10 @@ def test_popular_tracks_come_whatever_was_heard() -> None:
     assert popular.next(after(7, limit=1, excluded=(3,))).positions.tolist() == [2]
     again = PopularTracks.from_parts(*popular.parts())
     assert again.next(after(limit=2)).positions.tolist() == [3, 2]
+
+
+def test_more_tracks_of_a_session_than_can_be_told_apart_are_refused(fitted: dict[str, Any]) -> None:
+    parameters, arrays = fitted["session_knn"].parts()
+    assert SessionKnn.from_parts({**parameters, "last": 256}, arrays).nearness.last == 256
+    with pytest.raises(ValueError, match="at most 256"):
+        SessionKnn.from_parts({**parameters, "last": 257}, arrays)
