@@ -203,9 +203,10 @@ def test_blocks_and_promotions_apply(a: Service, b: Service) -> None:
     a.client.put(f"/admin/promotions/{pinned}", json={"position": 2}).raise_for_status()
     try:
         first, second = page(b, user, one), page(b, user, one)
+        assert blocked not in ids(page(b, user, one, limit=50))
     finally:
-        a.client.delete(f"/admin/promotions/{pinned}").raise_for_status()
-    assert blocked not in ids(page(b, user, one, limit=50))
+        for rule in (f"promotions/{pinned}", f"blocks/{blocked}"):
+            a.client.delete(f"/admin/{rule}").raise_for_status()
     assert ids(first) != [pinned]
     assert (second["items"][0]["item_id"], second["items"][0]["source"]) == (pinned, "promotion")
     assert second["items"][0]["promoted"]
