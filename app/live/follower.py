@@ -69,6 +69,8 @@ class LiveFollower:
         self._is_loaded = False
         self._unsaved = Unsaved()
         self._store_at = 0.0
+        self._has_read = False
+        """Whether there was anything in the log since the checkpoint."""
         self.held_back_by: str | None = None
         """Whose open transaction keeps what others committed from being counted; None where nobody's for long."""
         self._complete_at = time.monotonic()
@@ -183,6 +185,7 @@ class LiveFollower:
                     self._load_in(db)
                     continue
                 changes = log.changes(db, self._weights, self.state, horizon, since=self.watermark)
+            self._has_read = self._has_read or horizon.fresh or horizon.erased
             if len(changes.visit_users) or len(changes.forgotten):
                 holding = self.state.holding(changes.forgotten) if len(changes.forgotten) else _NONE
                 self._unsaved.note(changes, holding)
@@ -257,13 +260,14 @@ class LiveFollower:
 
     def _store(self, db: Connection) -> None:
         with db.begin():
-            if self._unsaved.items or self._unsaved.users or self._unsaved.since is None:
+            # What changes nothing (a dislike) moves the watermark, too: pruning waits for that.
+            if self._unsaved.items or self._unsaved.users or self._unsaved.since is None or self._has_read:
                 checkpoint.store(db, self.state, self._unsaved, Stored(self._fingerprint, self.watermark))
                 saved = Unsaved(since=self.watermark)
             else:
                 saved = self._unsaved
             checkpoint.prune(db)
-        self._unsaved = saved
+        self._unsaved, self._has_read = saved, False
 
     def _connection(self) -> Connection:
         if self._db is None:

@@ -329,6 +329,15 @@ def test_writers_and_erasures_go_on_beside_it(
         assert db.execute(text(orphans)).scalar_one() == 0
 
 
+def test_a_checkpoint_has_read_also_what_changes_nothing(
+    engine: Engine, ingest: Ingest, follower: LiveFollower
+) -> None:
+    """Pruning waits for the checkpoint: a dislike, which no live signal counts, must not hold it up."""
+    for nth, kind in enumerate(("click", "dislike")):
+        ingest.submit_blocking([Event(f"e{nth}", "ann", "a", kind, None, NOW)])
+        stored(engine, follower)
+
+
 def test_the_service_does_it_by_itself(
     engine: Engine, ingest: Ingest, cache: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
