@@ -180,9 +180,10 @@ def _excluded(situation: Situation) -> Positions:
 
 
 def _personal(situation: Situation, role: Role, lookahead: int) -> _Listed:
-    """What the user's whole past, with this session at its end, leads to; what is popular for who has none."""
+    """What the user's whole past, with this session at its end, leads to; what is popular for who has none, and where
+    nothing was learned that a past could be shown to."""
     inventory = situation.inventory
-    history = _whole_history(situation)
+    history = _whole_history(situation) if inventory.release.loaded is not None else History.empty()
     if not len(history):
         return _popular(situation, _excluded(situation), lookahead, role if role == Role.OPENING else Role.POPULAR)
     query = Query(
@@ -225,10 +226,8 @@ def _whole_history(situation: Situation) -> History:
 
 
 def _popular(situation: Situation, excluded: Positions, lookahead: int, role: Role = Role.POPULAR) -> _Listed:
-    found = situation.popular.best(situation.inventory, excluded, situation.at, lookahead)
-    rows = np.array([shown.row for shown in found], np.int32)
-    roles = np.full(len(found), role, np.uint8)
-    return _Listed(rows, np.ones(len(found)), roles, [shown.source for shown in found], len(found) < lookahead)
+    rows, sources = situation.popular.best(situation.inventory, excluded, situation.at, lookahead)
+    return _Listed(rows, np.ones(len(rows)), np.full(len(rows), role, np.uint8), sources, len(rows) < lookahead)
 
 
 def _of_artists(situation: Situation, dropped: Rows, excluded: Positions, rules: SessionRules, most: int) -> _Listed:
@@ -292,7 +291,7 @@ def _factors(rows: Rows, situation: Situation, rules: SessionRules) -> NDArray[n
     near = _nearness(rows, listens["row"][listens["fraction"] < rules.skip_below][-SKIPS:], situation)
     heard = listens["row"][::-1][:SKIPS].tolist()
     # Another worker may know a newer catalogue.
-    artists = [int(catalog.creators[row]) if row < len(catalog) else UNKNOWN for row in heard]
+    artists = (int(catalog.creators[row]) if row < len(catalog) else UNKNOWN for row in heard)
     return discounts(catalog.creators[rows], near=near, heard=artists, rules=rules)
 
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.serving.inventory import Inventory, Mask
 from app.serving.model_host import ServedRelease
 from app.serving.retrieve import retrieve
 from app.serving.routing import CHAINS
-from app.serving.slate import Shown
 from models.contracts import Positions, Query
 from models.membership import is_among
 
 KEPT = 1_000
+
+
+class Fills(NamedTuple):
+    """Tracks, best first.
+
+    rows:    int32[n]
+    sources: of each the recommender that named it
+    """
+
+    rows: NDArray[np.int32]
+    sources: list[str]
 
 
 class _Kept(NamedTuple):
@@ -23,7 +34,7 @@ class _Kept(NamedTuple):
     release: ServedRelease
     showable: Mask
     second: int
-    found: tuple[Shown, ...]
+    found: Fills
     positions: Positions
 
 
@@ -33,7 +44,7 @@ class PopularFills:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
-    def best(self, inventory: Inventory, excluded: Positions, at: float, limit: int) -> list[Shown]:
+    def best(self, inventory: Inventory, excluded: Positions, at: float, limit: int) -> Fills:
         """The `limit` most popular tracks that are not excluded; fewer only where there are no more."""
         kept = self._kept
         if (
@@ -43,15 +54,17 @@ class PopularFills:
             or kept.second != int(at)
         ):
             found = _retrieved(inventory, excluded[:0], at, KEPT)
-            positions = inventory.release.positions(np.array([shown.row for shown in found], np.int32))
+            positions = inventory.release.positions(found.rows)
             kept = self._kept = _Kept(inventory.release, inventory.showable, int(at), found, positions)
-        left = (~is_among(kept.positions, excluded)).nonzero()[0]
-        best = [kept.found[place] for place in left[:limit].tolist()]
-        if len(best) < limit and len(kept.found) == KEPT:
-            return list(_retrieved(inventory, excluded, at, limit))
-        return best
+        # No more of them can be excluded than are excluded in all.
+        first = kept.positions[: limit + len(excluded)]
+        left = (~is_among(first, excluded)).nonzero()[0][:limit]
+        if len(left) < limit and len(kept.positions) == KEPT:
+            return _retrieved(inventory, excluded, at, limit)
+        return Fills(kept.found.rows.take(left), [kept.found.sources[place] for place in left.tolist()])
 
 
-def _retrieved(inventory: Inventory, excluded: Positions, at: float, limit: int) -> tuple[Shown, ...]:
+def _retrieved(inventory: Inventory, excluded: Positions, at: float, limit: int) -> Fills:
     query = Query(limit=limit, at=at, eligible=inventory.eligible(), excluded=excluded, live=inventory.live)
-    return retrieve(inventory.release, CHAINS["new"], query).candidates
+    found = retrieve(inventory.release, CHAINS["new"], query).candidates
+    return Fills(np.array([shown.row for shown in found], np.int32), [shown.source for shown in found])

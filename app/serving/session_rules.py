@@ -11,6 +11,7 @@ that the probability of each track is known (docs/decisions/0020).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -41,6 +42,10 @@ class Role(IntEnum):
     PROMOTION = 5
     OPENING = 6
     """Of a session in which nothing was heard yet."""
+
+
+# numpy takes longer to find out what a member of an enumeration is than to compare.
+_ARTIST, _POPULAR = int(Role.ARTIST), int(Role.POPULAR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +87,11 @@ def discounts(creators: Rows, *, near: Floats, heard: Iterable[int], rules: Sess
     near:     float64[n], how near (0–1) it is to what was skipped in this session
     heard:    codes of the artists of the session's tracks, the latest first
     """
-    factors = 1 - rules.skip_push * np.clip(near, 0, 1)
+    factors: Floats = 1 - rules.skip_push * near
     artist, times = _in_a_row(heard)
     if times > 1:
         factors[creators == artist] *= rules.artist_fatigue ** (times - 1)
-    least: Floats = np.maximum(factors, LEAST_FACTOR)
-    return least
+    return np.maximum(factors, LEAST_FACTOR, out=factors)
 
 
 def _in_a_row(heard: Iterable[int]) -> tuple[int, int]:
@@ -133,30 +137,30 @@ def ordered(
     Only the first `rules.candidates` are put in order; the others stand behind them as they are.
     """
     weights = _log_weights(expected, roles, factors, rules)
-    k = min(rules.candidates, len(weights))
-    rest = np.arange(k, len(weights))
+    n = len(weights)
+    k = min(rules.candidates, n)
+    order, propensities, logits = np.arange(n), np.full(n, np.nan), weights[:k]
     if generator is None:
-        first = np.argsort(-weights[:k], kind="stable")
-        keys, propensities, logits = weights[first], np.full(k, np.nan), np.empty(0)
+        first = (-logits).argsort(kind="stable")
+        keys, logits = logits[first], logits[:0]
     else:
-        first, keys, propensities = plackett_luce(weights[:k], generator)
-        logits = weights[:k]
+        first, keys, propensities[:k] = plackett_luce(logits, generator)
     # What stands behind keeps its own order; a score only says that.
-    below = float(keys.min(initial=0.0)) - 1 - np.arange(len(rest)) * 1e-3
-    behind = np.full(len(rest), np.nan)
-    return Ordered(
-        np.concatenate([first, rest]), np.concatenate([keys, below]), np.concatenate([propensities, behind]), logits
-    )
+    scores = np.asarray(float(keys.min(initial=0.0)) - 1 - (order - k) * 1e-3, np.float64)
+    order[:k], scores[:k] = first, keys
+    return Ordered(order, scores, propensities, logits)
 
 
 def _log_weights(expected: Floats, roles: NDArray[np.uint8], factors: Floats, rules: SessionRules) -> Floats:
     """Of the softmax of expected listening; the artists' fills weigh what the lowest does, the others a share of it."""
-    # As plain numbers: numpy takes longer to find out what a member of an enumeration is than to compare.
-    is_popular = roles == int(Role.POPULAR)
-    is_fill = (roles == int(Role.ARTIST)) | is_popular
-    weights = expected * np.minimum(factors, 1) / rules.temperature + np.log(np.maximum(factors, 1))
-    lowest = float(weights[~is_fill].min(initial=np.inf))
-    lowest = 0.0 if np.isinf(lowest) else lowest
-    weights[is_fill] = lowest + np.log(np.maximum(factors[is_fill], LEAST_FACTOR))
-    weights[is_popular] += np.log(rules.popular_share)
+    weights = expected * np.minimum(factors, 1)
+    weights /= rules.temperature
+    weights += np.log(np.maximum(factors, 1))
+    is_popular = roles == _POPULAR
+    is_fill = is_popular | (roles == _ARTIST)
+    if is_fill.any():
+        lowest = float(weights[~is_fill].min(initial=np.inf))
+        lowest = 0.0 if math.isinf(lowest) else lowest
+        weights[is_fill] = lowest + np.log(np.maximum(factors[is_fill], LEAST_FACTOR))
+        weights[is_popular] += math.log(rules.popular_share)
     return weights

@@ -64,6 +64,14 @@ class RecencyLists:
         start = int(self._start[key])
         return self._others[start : start + int(self._count[key])].copy()
 
+    def joined(self, keys: NDArray[np.int32]) -> tuple[NDArray[np.int32], Others]:
+        """int32[k], how long the list of each key is, and all of these lists one after the other; copies."""
+        if keys.max(initial=-1) < len(self):
+            counts = self._count.take(keys)
+            return counts, self._others.take(_ranges(self._start.take(keys), counts))
+        counts = self.counts(keys)
+        return counts, self.joined(keys[counts > 0])[1]
+
     def times(self, key: int) -> Times:
         """float64[≤ depth], unix seconds of each of `others(key)`; a copy."""
         if key >= len(self):
@@ -201,9 +209,7 @@ class RecencyLists:
 
     def _places(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where in the flat arrays the lists of these keys lie, one list after the other."""
-        counts = self._count[keys].astype(np.int64)
-        places: NDArray[np.int64] = np.repeat(self._start[keys] - (np.cumsum(counts) - counts), counts)
-        return places + np.arange(len(places))
+        return _ranges(self._start[keys], self._count[keys])
 
     def _settle(self, keys: NDArray[np.int64], counts: NDArray[np.int32]) -> None:
         """Rooms for lists of these lengths; what lies in a list that has to move is lost."""
@@ -253,6 +259,14 @@ class RecencyLists:
             self._room = np.pad(self._room, (0, more))
             self._count = np.pad(self._count, (0, more))
         self._n = max(self._n, n)
+
+
+def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """start … start + count - 1 of each, one after the other."""
+    ends = counts.cumsum(dtype=np.int64)
+    places: NDArray[np.int64] = (starts - ends + counts).repeat(counts)
+    places += np.arange(len(places))
+    return places
 
 
 def _latest_per_pair(keys: NDArray[np.int64], others: Others, times: Times) -> tuple[NDArray[np.int64], Others, Times]:

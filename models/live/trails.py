@@ -48,6 +48,8 @@ class Trails:
         # By user: at which change the trail became what it is.
         self._changed = np.zeros(16, np.int64)
         self._kept: dict[int, _CoVisited] = {}
+        # All 0 between two questions.
+        self._place_of = np.zeros(0, np.int16)
 
     @property
     def last_at(self) -> Times:
@@ -131,25 +133,31 @@ class Trails:
         items, among: rows, none negative: -1 would be NOBODY, whose places fill up short lists.
         Looks for these alone, so nothing is kept: an item's visitors may come and go between any two questions.
         """
-        users_of = {item: self._users_of.others(item) for item in items.tolist()}
-        users_of = {item: users for item, users in users_of.items() if len(users)}
+        counts, users = self._users_of.joined(items)
         k = len(among)
-        if not users_of or not k:
+        if not len(users) or not k:
             return np.zeros(k, np.float32)
-        # From 1, so that no list has to be filled first; the last place is that of NOBODY.
-        place_of = np.zeros(max(self.n_items, int(among.max()) + 1) + 1, np.int16)
-        place_of[among] = np.arange(1, k + 1)
-        places = place_of.take(self._items_of.table(np.concatenate([*users_of.values()])).ravel())
+        places = self._places_among(among, users)
         visits = places.nonzero()[0]
-        counts = np.array([*map(len, users_of.values())])
         of_item = np.arange(-1, k * len(counts) - 1, k).repeat(counts)
-        pairs = of_item[visits // TRAIL] + places[visits]
+        pairs = of_item.take(visits // TRAIL)
+        pairs += places.take(visits)
         together = np.bincount(pairs, minlength=k * len(counts)).reshape(-1, k)
-        for nth, own in enumerate(place_of.take([*users_of]).tolist()):
-            if own:
-                together[nth, own - 1] = 0
-        shares: NDArray[np.float32] = (together / counts[:, None]).astype(np.float32).max(axis=0)
-        return shares
+        together[items[:, None] == among] = 0
+        # Of an item without visitors nothing is counted.
+        shares = (together / np.maximum(counts, 1)[:, None]).max(axis=0)
+        return np.asarray(shares, np.float32)
+
+    def _places_among(self, among: Others, users: Others) -> NDArray[np.int16]:
+        """int16[10 per user]: of each item of the users' trails its place in `among`, from 1; 0 where it has none."""
+        n = max(self.n_items, int(among.max()) + 1)
+        if n >= len(self._place_of):
+            # One for all questions: to clear it for each takes as long as to read from it. The last is NOBODY's.
+            self._place_of = np.zeros(2 * n + 1, np.int16)
+        self._place_of[among] = np.arange(1, len(among) + 1)
+        places = self._place_of.take(self._items_of.table(users).ravel())
+        self._place_of[among] = 0
+        return places
 
     def _holds(self, kept: _CoVisited) -> bool:
         """Whether none of the visitors was anywhere since it was counted; who the visitors are is seen to elsewhere."""
