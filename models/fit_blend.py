@@ -20,7 +20,8 @@ from models.live.stream import Choice, choices_of
 from models.ranking.features import CO_VISITS, CONTEXTS, SHARES, Surprise
 from models.ranking.listwise import Choices, ListwiseRanker, fit_listwise
 from models.retrieval.live_counts import LiveCounts
-from models.two_stage import Blend, live_counts_among, sources_among
+from models.retrieval.opinions import sources_among
+from models.two_stage import Blend, live_counts_among
 
 CUTS = (0.4, 0.7)
 """Where the sources are fitted again: those of a live service are of some days ago, too, and the first part of the
@@ -132,7 +133,7 @@ def _lessons(
 
 def _lesson(student: Blend, choice: Choice) -> _Lesson:
     view = student.view(choice.query)
-    features, context = view.features, view.context
+    features, context = view.features[:-1], view.context
     allowed = np.ones(features.shape[1], np.bool_)
     allowed[choice.query.excluded] = False
     shown = np.where(allowed, features, -np.inf)

@@ -44,7 +44,7 @@ from models.ranking.features import (
 from models.ranking.listwise import ListwiseRanker
 from models.retrieval.dense import DenseRecommender, allowed_scores, is_allowed
 from models.retrieval.live_counts import LiveCounts
-from models.retrieval.opinions import Opinion, Source
+from models.retrieval.opinions import Opinion, Source, sources_among
 from models.views import CO_VISITS_SPEAK, Allowed, Found, Front, Kept, Personal, Usual, View
 
 FEWEST_CANDIDATES = 100
@@ -52,7 +52,7 @@ FEWEST_CANDIDATES = 100
 _KEPT_SECONDS = 3_600
 """So long it is kept what the sources think of a user; as of its beginning, so that nothing depends on who asked."""
 _N_LIVE = len(SHARES) + len(CO_VISITS)
-_NOBODY = np.empty(0, np.int64), np.empty((0, 0), np.float32)
+_NOBODY = np.empty(0, np.int64)
 
 
 class Contribution(NamedTuple):
@@ -97,7 +97,7 @@ class Blend(DenseRecommender):
     def scores(self, query: Query) -> Scores:
         view = self.view(query)
         self._kept.keep(query, view)
-        return self.ranker.scores(view.features, view.context)
+        return view.ranker.scores(view.features)
 
     def recommend(self, query: Query) -> Candidates:
         """The best of the candidates: of the leading items and of those that anything personal nominates."""
@@ -107,7 +107,7 @@ class Blend(DenseRecommender):
             personal = self._with_own(is_allowed(query, self.n_items).nonzero()[0], personal)
             allowed = np.arange(len(personal.positions))
         view = self._view(query, personal)
-        scores = self.ranker.scores(view.features, view.context)
+        scores = view.ranker.scores(view.features)
         best = _highest(view.positions, scores, allowed, query.limit)
         answer = Candidates(view.positions[best].astype(np.int32), scores[best])
         places = dict(zip(answer.positions.tolist(), best.tolist(), strict=True))
@@ -116,15 +116,16 @@ class Blend(DenseRecommender):
 
     def view(self, query: Query) -> View:
         """The features of all items, and the situation of the user, as of the moment of asking."""
-        features, plain = np.empty((len(self.feature_names), self.n_items), np.float32), _plain(query)
+        features, plain = np.ones((len(self.feature_names) + 1, self.n_items), np.float32), _plain(query)
         shares, steps = self.live_counts.log_shares(query), steps_of(query)
         features[: len(SHARES)] = shares
         features[len(SHARES) : _N_LIVE] = CoVisits(steps, self.n_items).features() if steps else NO_CO_VISITS
         for row, name in enumerate(self.sources, start=_N_LIVE):
             features[row] = self.surprises[name](self.sources[name].scores(plain)) if len(query.history) else 0
-        context = context_of(query, shares[:, latest_known(query, self.n_items)])
-        everything = Personal(np.arange(self.n_items), features[len(SHARES) :], steps, self._opinions(query), {})
-        return View(everything, features, context)
+        looked_up = self._looked_up(query, np.arange(self.n_items))
+        everything = Personal(looked_up, features[len(SHARES) :], steps, self._opinions(query), {})
+        context = context_of(query, shares[:, everything.latest])
+        return View(everything, features, context, self.ranker.situated(context))
 
     def weights(self) -> dict[str, float]:
         """What each feature moved an item's score by, for one deviation of the feature, on average over choices."""
@@ -145,7 +146,8 @@ class Blend(DenseRecommender):
             return reasons
         view = self._kept.view_of(query)
         if view is None:
-            asked = Personal(*_NOBODY, steps_of(query), self._opinions(query), {})
+            nothing = self._looked_up(query, _NOBODY), np.empty((0, 0), np.float32)
+            asked = Personal(*nothing, steps_of(query), self._opinions(query), {})
             view = self._view(query, self._with_own(positions, asked))
         said = view.personal.reasons
         spoken = self._lifts(query, view, positions).argmax(axis=0).tolist()
@@ -232,7 +234,7 @@ class Blend(DenseRecommender):
             return found._replace(since=since)
         more = self._with_own(met, personal)
         personal = personal._replace(
-            positions=np.concatenate([personal.positions, more.positions]),
+            looked_up=np.concatenate([personal.positions, more.looked_up]),
             own=np.concatenate([personal.own, more.own], axis=1),
         )
         return found._replace(personal=personal, since=since, allowed=None)
@@ -262,7 +264,7 @@ class Blend(DenseRecommender):
         nominees = _nominees(opinions) if before is None else before.nominees
         if before is not None and before.front is front:
             positions = before.personal.positions[: before.n_asked]
-            surprises = before.personal.own[len(CO_VISITS) :, : before.n_asked]
+            surprises = before.personal.own[len(CO_VISITS) : -1, : before.n_asked]
         else:
             beside = self._front(self._beside(front.positions, nominees))
             positions = np.concatenate([front.positions, beside.positions])
@@ -271,20 +273,25 @@ class Blend(DenseRecommender):
         met = since if co_visits is None else np.concatenate([since, co_visits.nominees()])
         others = self._front(self._beside(positions, met))
         positions = np.concatenate([positions, others.positions])
-        own = np.empty((len(CO_VISITS) + len(self.sources), len(positions)), np.float32)
+        own = np.ones((len(CO_VISITS) + len(self.sources) + 1, len(positions)), np.float32)
         own[: len(CO_VISITS)] = NO_CO_VISITS if co_visits is None else co_visits.features(positions)
-        own[len(CO_VISITS) :, :n_asked] = surprises
-        own[len(CO_VISITS) :, n_asked:] = self._surprises_of(opinions, others)
-        return Found(Personal(positions, own, steps, opinions, reasons), nominees, n_asked, front, since, query.live, 0)
+        own[len(CO_VISITS) : -1, :n_asked] = surprises
+        own[len(CO_VISITS) : -1, n_asked:] = self._surprises_of(opinions, others)
+        personal = Personal(self._looked_up(query, positions), own, steps, opinions, reasons)
+        return Found(personal, nominees, n_asked, front, since, query.live, 0)
 
     def _with_own(self, positions: Indices, personal: Personal) -> Personal:
         """The same user before other items, ascending or not."""
         items = self._front(positions)
-        own = np.empty((len(CO_VISITS) + len(self.sources), len(items.positions)), np.float32)
+        own = np.ones((len(CO_VISITS) + len(self.sources) + 1, len(items.positions)), np.float32)
         steps = personal.steps
         own[: len(CO_VISITS)] = CoVisits(steps, self.n_items).features(items.positions) if steps else NO_CO_VISITS
-        own[len(CO_VISITS) :] = self._surprises_of(personal.opinions, items)
-        return personal._replace(positions=items.positions, own=own)
+        own[len(CO_VISITS) : -1] = self._surprises_of(personal.opinions, items)
+        return personal._replace(looked_up=np.concatenate([items.positions, personal.latest]), own=own)
+
+    def _looked_up(self, query: Query, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `Personal`."""
+        return np.concatenate([positions, latest_known(query, self.n_items)])
 
     def _beside(self, positions: Indices, others: Indices) -> NDArray[np.int64]:
         """int64[k], ascending: those of the others that are not among the positions."""
@@ -300,11 +307,10 @@ class Blend(DenseRecommender):
         return {name: source.opinion(plain) for name, source in self.sources.items()}
 
     def _view(self, query: Query, personal: Personal) -> View:
-        k = len(personal.positions)
-        asked = np.concatenate([personal.positions, latest_known(query, self.n_items)])
-        shares = self.live_counts.log_shares_of(query, asked)
-        features = np.concatenate([shares[:, :k], personal.own])
-        return View(personal, features, context_of(query, shares[:, k:]))
+        k = personal.own.shape[1]
+        shares = self.live_counts.log_shares_of(query, personal.looked_up)
+        features, context = np.concatenate([shares[:, :k], personal.own]), context_of(query, shares[:, k:])
+        return View(personal, features, context, self.ranker.situated(context))
 
     def _surprises_of(self, opinions: Mapping[str, Opinion | None], items: Front) -> NDArray[np.float32]:
         """float32[sources, k]: how surprising each source's scores of the items are, 0 where it has no opinion."""
@@ -327,12 +333,17 @@ class Blend(DenseRecommender):
             features = self._view(query, self._with_own(positions, view.personal)).features
         else:
             features = view.features.take(np.array(places), axis=1)
-        usual = np.zeros((len(features), 1), np.float32)
+        usual = np.zeros((len(features) - 1, 1), np.float32)
         usual[: len(SHARES), 0] = self.live_counts.average_log_shares(query)
         usual[len(SHARES) : _N_LIVE] = NO_CO_VISITS
-        lifts = self.ranker.effects(features, view.context)
-        lifts *= features - usual
-        return np.asarray(np.add.reduceat(lifts, [0, len(SHARES), *range(_N_LIVE, len(features))]))
+        lifts = view.ranker.effects(features)
+        lifts *= features[:-1] - usual
+        return np.asarray(np.add.reduceat(lifts, self._speakers))
+
+    @cached_property
+    def _speakers(self) -> NDArray[np.int64]:
+        """int64[2 + sources]: the first feature of each who gives reasons."""
+        return np.array([0, len(SHARES), *range(_N_LIVE, _N_LIVE + len(self.sources))])
 
     def _said(self, speaker: int, query: Query, personal: Personal, positions: Positions) -> Sequence[Reason | None]:
         """What co-visits or a source give for the reason."""
@@ -374,17 +385,6 @@ def live_counts_among(fitted: Mapping[str, Recommender]) -> LiveCounts:
     found = fitted.get(LiveCounts.name)
     if not isinstance(found, LiveCounts):
         raise KeyError(f"the blend stands on {LiveCounts.name!r}, which is not among {', '.join(fitted)}")
-    return found
-
-
-def sources_among(fitted: Mapping[str, Recommender], names: Sequence[str]) -> dict[str, Source]:
-    """Raises KeyError where one is missing, TypeError where one can't be asked about candidates alone."""
-    found: dict[str, Source] = {}
-    for name in names:
-        source = fitted[name]
-        if not isinstance(source, Source):
-            raise TypeError(f"{name!r} gives no opinions, so it can't be a source of the blend")
-        found[name] = source
     return found
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.contracts import History, Indices, LiveSignals, Mask, Positions, Query, Reason
 from models.ranking.features import Step
+from models.ranking.listwise import SituatedRanker
 from models.retrieval.opinions import Opinion
 
 CO_VISITS_SPEAK = 1
@@ -22,18 +23,28 @@ MOST_USERS = 1_500
 class Personal(NamedTuple):
     """Some items, and what of their features is the user's own.
 
-    positions: int64[k], each once, in any order
-    own:       float32[2 + sources, k]: co-visits, then surprises
+    looked_up: int64[k + ≤ 3], the items, each once, in any order; then the latest of the history, see `latest_known`
+    own:       float32[2 + sources + 1, k]: co-visits, then surprises, then ones, the ranker's constant
     steps:     what the co-visits were counted from
     opinions:  by source, None where it has nothing to say
     reasons:   that were given before, by who spoke and position; None where it was none
     """
 
-    positions: NDArray[np.int64]
+    looked_up: NDArray[np.int64]
     own: NDArray[np.float32]
     steps: tuple[Step, ...]
     opinions: Mapping[str, Opinion | None]
     reasons: dict[tuple[int, int], Reason | None]
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64[k], of the items."""
+        return self.looked_up[: self.own.shape[1]]
+
+    @property
+    def latest(self) -> NDArray[np.int64]:
+        """int64[≤ 3], of the history."""
+        return self.looked_up[self.own.shape[1] :]
 
     def reasons_of_sources(self) -> dict[tuple[int, int], Reason | None]:
         """Those that hold for other steps, too."""
@@ -43,14 +54,16 @@ class Personal(NamedTuple):
 class View(NamedTuple):
     """What the ranker sees of a query.
 
-    features: float32[f, k]
+    features: float32[f + 1, k], the last row ones
     context:  float32[c], the situation of the user
+    ranker:   in this situation
     places:   where among the positions those stand that were answered with
     """
 
     personal: Personal
     features: NDArray[np.float32]
     context: NDArray[np.float32]
+    ranker: SituatedRanker
     places: Mapping[int, int] = {}
 
     @property

@@ -23,6 +23,8 @@ SLOWEST_BYTES_PER_SECOND = 16 * 1024
 """A body or an answer that moves faster than this may take as long as it takes."""
 HEAD_BYTES = 32 * 1024
 """The longest request line and headers together; and as much around a body in chunks: extensions, trailers."""
+GATHERED_BYTES = 32 * 1024
+"""Of answers, until they are sent without waiting for the end of the loop's turn."""
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Also where there are too many connections: who runs the service must see that."""
 
@@ -58,7 +60,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
         telemetry.QUEUED.labels("connections").set(len(self.connections))
         if len(self.connections) > 2 * self._limits.connections:
             self._refuse("connections")
@@ -190,6 +192,51 @@ class PatientProtocol(HttpToolsProtocol):
         if self._next_look is not None:
             self._next_look.cancel()
         self._next_look = self.loop.call_later(self._look_seconds, self.transport.abort)
+
+
+class _OneWrite:
+    """A transport that sends once per turn of the event loop: the head of an answer and its body in one segment.
+
+    uvicorn writes them one after the other, and each write wakes the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if self._unsent_bytes > GATHERED_BYTES:
+            # Else who makes a long answer without a pause would not be told that the client is slow.
+            self._send()
+
+    def abort(self) -> None:
+        self._unsent, self._unsent_bytes = [], 0
+        self._transport.abort()
+
+    def write_eof(self) -> None:
+        self._send()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent_bytes + self._transport.get_write_buffer_size()
+
+    def _send(self) -> None:
+        if self._unsent:
+            unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
+            self._transport.writelines(unsent)
 
 
 class _TooMany:

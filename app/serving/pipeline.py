@@ -357,9 +357,10 @@ def _refuse_the_past(ask: Ask, inventory: Inventory) -> None:
 
 def _question(ask: Ask) -> dict[str, Any]:
     """What pages of one slate must agree on: everything but how many items a page holds."""
-    asked = ask._replace(diversity=ask.diversity or 0.0)._asdict()
+    asked = ask._asdict()
     del asked["limit"], asked["is_bot"]
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+    asked["diversity"] = ask.diversity or 0.0
+    return asked
 
 
 def _refuse_of_an_erased_user(pinned: Pinned, context: UserContext) -> None:
@@ -371,8 +372,10 @@ def _refuse_of_an_erased_user(pinned: Pinned, context: UserContext) -> None:
 def _refuse_other_question(pinned: Pinned, ask: Ask) -> None:
     question = _question(ask)
     for name, value in pinned.asked.items():
-        if question[name] != value:
-            raise Invalid.field(("query", "cursor"), f"was given for {name}={value!r}, not {question[name]!r}")
+        # As JSON it was kept with lists.
+        now = list(question[name]) if isinstance(question[name], tuple) else question[name]
+        if now != value:
+            raise Invalid.field(("query", "cursor"), f"was given for {name}={value!r}, not {now!r}")
 
 
 def _impression(page: Page, ask: Ask, pinned: Pinned) -> Impression:

@@ -6,8 +6,9 @@ import random
 import time
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-# Two characters at once: every answer carries such an id.
+# Two characters at once, and no numbers of more than a machine's word: every answer carries two such ids.
 _PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
+_40_BITS = (1 << 40) - 1
 
 
 def new_request_id() -> str:
@@ -15,5 +16,10 @@ def new_request_id() -> str:
 
     No secret. `random` seeds itself from the system, and again in a forked child, so that no two processes count alike.
     """
-    number = (time.time_ns() // 1_000_000) << 80 | random.getrandbits(80)
-    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+    now = time.time_ns() // 1_000_000
+    return f"{_PAIRS[now >> 40]}{_eight(now & _40_BITS)}{_eight(random.getrandbits(40))}{_eight(random.getrandbits(40))}"
+
+
+def _eight(bits: int) -> str:
+    """Characters for 40 bits."""
+    return f"{_PAIRS[bits >> 30]}{_PAIRS[bits >> 20 & 1023]}{_PAIRS[bits >> 10 & 1023]}{_PAIRS[bits & 1023]}"

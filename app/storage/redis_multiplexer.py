@@ -106,6 +106,7 @@ class _Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._patience = opened.socket_timeout or FOREVER_SECONDS
         self._asked: deque[_Asked] = deque()
+        self._unsent: list[bytes] = []
         self._looking: asyncio.TimerHandle | None = None
         self._replies = hiredis.Reader(replyError=redis.ResponseError, protocolError=redis.InvalidResponse)
         writer = cast(asyncio.StreamWriter, opened._writer)
@@ -116,11 +117,18 @@ class _Wire(asyncio.Protocol):
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[Answer]:
         asked = _Asked(len(commands), self._loop.time() + self._patience, self._loop.create_future())
         self._asked.append(asked)
+        if not self._unsent:
+            self._loop.call_soon(self._send)
         # Its stub takes tuples of one part only.
-        self._transport.write(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]
+        self._unsent += map(hiredis.pack_command, commands)  # type: ignore[arg-type]
         if self._looking is None:
             self._looking = self._loop.call_at(asked.deadline, self._look)
         return asked.answered
+
+    def _send(self) -> None:
+        """What all requests asked in this turn of the loop: as many bytes, but one call of the system for them."""
+        unsent, self._unsent = self._unsent, []
+        self._transport.write(b"".join(unsent))
 
     def data_received(self, data: bytes) -> None:
         self._replies.feed(data)

@@ -71,31 +71,32 @@ class ListwiseRanker:
 
     def scores(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> Scores:
         """float32[n] from float32[f, n] and float32[c]."""
-        context = self._nearest_met(context)
-        before = self.hidden @ features
-        before += (constants := context @ self.situation + self.offset)[:, None]
-        half, linear = self._halves
-        linear = linear + context @ self.tilt
-        return np.asarray(linear @ features + half @ np.abs(before, out=before) + half @ constants, np.float32)
-
-    @cached_property
-    def _halves(self) -> tuple[Scores, Scores]:
-        """relu(x) = (x + |x|) / 2: half of `out`, and the wide weights that the linear half joins. |x| takes a fifth of
-        the time of maximum."""
-        half = self.out / np.float32(2)
-        return half, np.asarray(self.wide + half @ self.hidden)
+        return self.situated(context).scores(_with_constant(features))
 
     def effects(self, features: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32[f, n]: by how much each item's score rises with each of its features (the gradient)."""
-        context = self._nearest_met(context)
-        is_active = self.hidden @ features + (context @ self.situation + self.offset)[:, None] > 0
-        linear = self.wide + context @ self.tilt
-        return np.asarray(linear[:, None] + self._through @ is_active, np.float32)
+        return self.situated(context).effects(_with_constant(features))
+
+    def situated(self, context: NDArray[np.float32]) -> SituatedRanker:
+        """What it is in this situation: float32[c]."""
+        units, by_context, always, half, through = self._halves
+        h = len(through.T)
+        added = self._nearest_met(context) @ by_context
+        added += always
+        weights = units.copy()
+        weights[:h, -1], weights[h] = added[:h], added[h:]
+        return SituatedRanker(weights, half, through)
 
     @cached_property
-    def _through(self) -> NDArray[np.float32]:
-        """float32[f, h]: what each feature adds to a score through each unit, where that is active."""
-        return self.hidden.T * self.out
+    def _halves(self) -> _Halves:
+        h, f = self.hidden.shape
+        half = self.out / np.float32(2)
+        constants = np.vstack([self.situation, self.offset])
+        linear = np.vstack([self.tilt, self.wide + half @ self.hidden])
+        sums = np.hstack([constants, linear, (constants @ half)[:, None]])
+        units = np.zeros((h + 1, f + 1), np.float32)
+        units[:h, :f] = self.hidden
+        return _Halves(units, sums[:-1], sums[-1], np.append(half, np.float32(1)), self.hidden.T * half)
 
     def _nearest_met(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
         """What it learned says nothing of situations unlike any it learned from: they are taken for the nearest."""
@@ -108,6 +109,56 @@ class ListwiseRanker:
     def from_parts(cls, arrays: Arrays) -> Self:
         # Copied out of the memory map: a request reads all of these few numbers.
         return cls(**{field.name: np.array(arrays[field.name], np.float32) for field in fields(cls)})
+
+
+class _Halves(NamedTuple):
+    """relu(x) = (x + |x|) / 2: so a ranker is a linear part and, of every unit, half of |x|, which takes a fifth of the
+    time of maximum.
+
+    units:      float32[h + 1, f + 1], `SituatedRanker.weights` but for what depends on the situation, which is 0
+    by_context: float32[c, h + f + 1], what a context adds to the units' constants, then to the linear part
+    always:     float32[h + f + 1], the same of every situation
+    half:       float32[h + 1], of the units' |x|, and 1
+    through:    float32[f, h], what each feature adds to a score through each unit, by the unit's sign
+    """
+
+    units: NDArray[np.float32]
+    by_context: NDArray[np.float32]
+    always: Scores
+    half: Scores
+    through: NDArray[np.float32]
+
+
+class SituatedRanker(NamedTuple):
+    """A ranker in one situation: a function of the features alone.
+
+    They come with a constant beside them: features float32[f + 1, n] of which the last row is ones.
+
+    weights: float32[h + 1, f + 1], of the units, then of the linear part
+    half, through: see `_Halves`
+    """
+
+    weights: NDArray[np.float32]
+    half: Scores
+    through: NDArray[np.float32]
+
+    def scores(self, features: NDArray[np.float32]) -> Scores:
+        """float32[n]."""
+        before = self.weights @ features
+        units = before[:-1]
+        np.abs(units, out=units)
+        return np.asarray(self.half @ before)
+
+    def effects(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[f, n]: by how much each item's score rises with each of its features (the gradient)."""
+        signs = np.sign(self.weights[:-1] @ features)
+        effects = self.through @ signs
+        effects += self.weights[-1, :-1, None]
+        return np.asarray(effects)
+
+
+def _with_constant(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([features, np.ones((1, features.shape[1]), np.float32)])
 
 
 def fit_listwise(choices: Choices, *, seed: int, hidden: int = HIDDEN, epochs: int = EPOCHS) -> ListwiseRanker:

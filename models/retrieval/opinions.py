@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,6 +46,17 @@ class Source(Recommender, Protocol):
 
     def offsets(self) -> Scores:
         """float32[n_items]: what is added to every user's scores."""
+
+
+def sources_among(fitted: Mapping[str, Recommender], names: Sequence[str]) -> dict[str, Source]:
+    """Raises KeyError where one is missing, TypeError where one can't be asked about candidates alone."""
+    found: dict[str, Source] = {}
+    for name in names:
+        source = fitted[name]
+        if not isinstance(source, Source):
+            raise TypeError(f"{name!r} gives no opinions, so it can't be a source of the blend")
+        found[name] = source
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,9 +79,10 @@ QUERY = ask(FAN_OF_A, excluded=np.array(FAN_OF_A, np.int32), live=LIVE)
 
 def test_the_features_are_what_their_names_say(blend: Blend) -> None:
     view = blend.view(QUERY)
-    assert view.features.shape == (len(blend.feature_names), N_ITEMS)
+    assert view.features.shape == (len(blend.feature_names) + 1, N_ITEMS)
+    assert (view.features[-1] == 1).all()
     assert view.features.dtype == np.float32
-    rows = dict(zip(blend.feature_names, view.features, strict=True))
+    rows = dict(zip(blend.feature_names, view.features[:-1], strict=True))
     assert len(rows) == len(blend.feature_names)
     shares = blend.live_counts.log_shares(QUERY)
     np.testing.assert_array_equal(rows["live 24 h"], shares[2])
