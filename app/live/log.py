@@ -39,6 +39,7 @@ _COLUMNS = """user_row, item_row, coalesce(array_position(%(kinds)s, kind) - 1, 
 _STORED = f"{_COLUMNS}, xid::text::bigint AS stored, {NEVER}::bigint AS erased"
 _RETRACTED = f"{_COLUMNS}, stored_xid::text::bigint AS stored, xid::text::bigint AS erased"
 
+# The latest of all, not whether there is one above: to answer "no" to that the planner would read all interactions.
 _LOOK = """
     WITH horizon AS MATERIALIZED (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xid)
     SELECT xid::text::bigint AS until,
@@ -49,8 +50,10 @@ _LOOK = """
         EXISTS (SELECT FROM retractions AS gone WHERE gone.xid >= %(since)s::xid8) AS erased,
         coalesce((SELECT retractions_from::text::bigint FROM live_checkpoint), 0) AS retractions_from,
         pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS beyond,
-        EXISTS (SELECT FROM interactions AS past WHERE past.xid >= horizon.xid)
-            OR EXISTS (SELECT FROM retractions AS gone WHERE gone.xid >= horizon.xid) AS held_back
+        coalesce(
+            greatest((SELECT past.xid FROM interactions AS past ORDER BY past.xid DESC LIMIT 1),
+                     (SELECT gone.xid FROM retractions AS gone ORDER BY gone.xid DESC LIMIT 1)) >= horizon.xid, false
+        ) AS held_back
     FROM horizon
 """
 # Null where this user may not see what others do.
@@ -60,7 +63,7 @@ _HOLDER = """
 """
 
 # All that happened on the days of new interactions. The client's clock may be minutes ahead of `received_at`: a day
-# of slack bounds the search in the index of users and timestamps.
+# of slack bounds the search in the index of pasts.
 _NEW = f"""
     SELECT past.* FROM (
         SELECT DISTINCT user_row, item_row, date_trunc('day', least("timestamp", received_at), 'UTC') AS begins

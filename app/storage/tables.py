@@ -93,7 +93,7 @@ interactions = Table(
     metadata,
     Column("seq", BigInteger, Identity(), primary_key=True),
     Column("event_id", Text, nullable=False),
-    # Rows of `users` and `items`, without a foreign key: docs/decisions/0016.
+    # Rows of `users` and `items`, without a foreign key: docs/decisions/0016, 0022.
     Column("user_row", Integer, nullable=False),
     Column("item_row", Integer, nullable=False),
     # A kind of API.md, or `unlike`: a like taken back leaves the item seen and neither liked nor disliked.
@@ -106,16 +106,10 @@ interactions = Table(
     Column("xid", Xid8, nullable=False, server_default=CURRENT_XID),
     # Those are in `on_screen`: whatever reads what people did need not think of leaving them out.
     CheckConstraint("kind <> 'impression'", name="done"),
-    Index("ix_interactions_user_row_timestamp", "user_row", "timestamp"),
+    # What a user did, and did with an item on a day: likes and live signals follow without reading the rest.
+    Index("ix_interactions_past", "user_row", "item_row", "timestamp"),
     Index("ix_interactions_timestamp", "timestamp"),
     Index("ix_interactions_xid", "xid"),
-    # How the likes of a user who did a lot are kept in step, without reading all that was done.
-    Index(
-        "ix_interactions_decisions",
-        "user_row",
-        "item_row",
-        postgresql_where=text("kind IN ('dislike', 'hide', 'like', 'unlike')"),
-    ),
     # For an item's visitors to be read again when one of them is erased: 15 ms instead of 300 ms at a million rows, and
     # it costs an insert 4 to 8 % (docs/decisions/0014).
     Index("ix_interactions_item_row", "item_row"),
@@ -181,8 +175,9 @@ on_screen = Table(
 likes = Table(
     "likes",
     metadata,
-    Column("user_row", Integer, ForeignKey("users.row"), primary_key=True, autoincrement=False),
-    Column("item_row", Integer, ForeignKey("items.row"), primary_key=True, autoincrement=False),
+    # Without a foreign key, as in `interactions`.
+    Column("user_row", Integer, primary_key=True, autoincrement=False),
+    Column("item_row", Integer, primary_key=True, autoincrement=False),
     instant("liked_at", nullable=False),
 )
 

@@ -1,4 +1,4 @@
-"""Interactions name users and items that exist, though no foreign key says so (docs/decisions/0016)."""
+"""Interactions and likes name users and items that exist, though no foreign key says so (docs/decisions/0016, 0022)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.app.feedback.examples import an_event
 ORPHANS = """
     SELECT count(*) FROM (
         SELECT user_row, item_row FROM interactions UNION ALL SELECT user_row, item_row FROM on_screen
+        UNION ALL SELECT user_row, item_row FROM likes
     ) AS past
     WHERE NOT EXISTS (SELECT FROM users WHERE users.row = user_row)
        OR NOT EXISTS (SELECT FROM items WHERE items.row = item_row)

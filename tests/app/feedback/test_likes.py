@@ -117,7 +117,7 @@ def test_a_plan_that_was_made_when_nothing_was_stored_looks_up_pairs_all_the_sam
         explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false)"
         plan = db.exec_driver_sql(explain, {"event": event}).scalar_one()
     reads = [each for each in nodes(plan[0]["Plan"]) if each["Node Type"].endswith("Scan")]
-    pasts = [each for each in reads if each.get("Index Name") == "ix_interactions_decisions"]
+    pasts = [each for each in reads if each.get("Index Name") == "ix_interactions_past"]
     assert [each["Actual Rows"] * each["Actual Loops"] for each in pasts] == [1]
 
 
