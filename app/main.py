@@ -26,7 +26,7 @@ from app.api import (
     recommend,
     users,
 )
-from app.api.direct_route import Shortcut
+from app.api.direct_route import install_shortcut
 from app.api.limits import Limits
 from app.api.middleware import Surroundings
 from app.console import views
@@ -63,9 +63,6 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     for router in routers:
         app.include_router(router)
-    app.add_middleware(
-        Shortcut, routes=[route for router in routers for route in router.routes], errors=app.exception_handlers
-    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -75,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["X-Request-ID"],
         )
     app.add_middleware(Surroundings, max_body_bytes=settings.max_body_bytes)
+    install_shortcut(app, [route for router in routers for route in router.routes])
     return app
 
 

@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.bodies import example
+from app.api.bodies import JsonAnswer, example
 from app.api.crawlers import is_crawler
 from app.api.dependencies import Caller, ResourcesDep, require
 from app.api.direct_route import DirectRoute
@@ -30,7 +30,6 @@ from models.contracts import ReasonCode
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"], dependencies=[Depends(require("read"))])
 
-NO_STORE = {"Cache-Control": "no-store"}
 WATERMARK_SECONDS = 2.0
 _WATERMARK = re.compile(r"^[0-9]{1,19}$", re.ASCII)
 
@@ -336,4 +335,4 @@ async def _counted(resources: Resources, watermark: str) -> None:
 
 
 def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json", headers=NO_STORE)
+    return JsonAnswer(orjson.dumps(body))

@@ -7,7 +7,6 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from app.serving.slate import Shown
 log = logging.getLogger(__name__)
 
 BATCH = 500
-LINGER_SECONDS = 0.2
+LINGER_SECONDS = 0.5
 ATTEMPTS = 2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 READ_ONLY = "25006"
@@ -100,7 +99,9 @@ class ImpressionWriter:
 
     def __init__(self, engine: Engine, *, capacity: int) -> None:
         self._engine = engine
-        self._queue: queue.Queue[Impression | None] = queue.Queue(capacity)
+        # Python's own bounded queue is locked and told of in Python, which takes as long as to count an answer.
+        self._queue: queue.SimpleQueue[Impression | None] = queue.SimpleQueue()
+        self._capacity = capacity
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
         self._closing = threading.Event()
         self._is_failing = False
@@ -108,9 +109,9 @@ class ImpressionWriter:
 
     def record(self, impression: Impression) -> None:
         """Returns at once; where the queue is full the impression is lost, and counted as lost."""
-        try:
-            self._queue.put_nowait(impression)
-        except queue.Full:
+        if self._queue.qsize() < self._capacity:
+            self._queue.put(impression)
+        else:
             self._lost([impression])
 
     @property
@@ -121,8 +122,7 @@ class ImpressionWriter:
     def close(self, timeout_seconds: float = 10) -> None:
         """Writes what is queued and stops."""
         self._closing.set()
-        with suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_seconds)
+        self._queue.put(None)
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:

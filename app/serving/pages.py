@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-import secrets
 import time
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -41,6 +41,7 @@ SLATES_PER_WRITE = 200
 FRESH_SECONDS = 2.0
 """A cursor younger than this may have come before its slate: its reader waits a moment."""
 
+_FOR_ADDRESSES = bytes.maketrans(b"+/", b"-_")
 _CURSOR = re.compile(r"[0-9a-f]{8}[A-Za-z0-9_-]{16}", re.ASCII)
 
 
@@ -102,7 +103,7 @@ class PageStore:
 
     def put(self, pinned: Pinned) -> str:
         """The cursor that brings the slate back."""
-        cursor = f"{int(time.time()):08x}{_seal(pinned.owner)}{secrets.token_urlsafe(9)}"
+        cursor = f"{int(time.time()):08x}{_text(_seal(pinned.owner) + os.urandom(9))}"
         self._unwritten[cursor] = _key(cursor, pinned.owner)
         self._remember(cursor, _encode(pinned))
         if self._flushing is None or self._flushing.done():
@@ -117,7 +118,7 @@ class PageStore:
         """
         if not _CURSOR.fullmatch(cursor):
             raise Invalid.field(("query", "cursor"), "not a cursor of this service; use next_cursor as it came")
-        if not self._is_expired(cursor) and _seal_of(cursor) != _seal(owner):
+        if not self._is_expired(cursor) and _seal_of(cursor) != _text(_seal(owner)):
             raise Invalid.field(("query", "cursor"), f"was not given here for user_id={owner!r}")
         pinned = await self._find(cursor, owner)
         if pinned is None:
@@ -212,9 +213,14 @@ def _key(cursor: str, owner: str) -> str:
     return f"segue:page:{{{owner}}}:{cursor}"
 
 
-def _seal(owner: str) -> str:
-    """Four characters that tell one user's cursors from another's."""
-    return urlsafe_b64encode(blake2b(owner.encode("utf-8", "replace"), digest_size=3).digest()).decode()
+def _seal(owner: str) -> bytes:
+    """Four characters, as text, that tell one user's cursors from another's."""
+    return blake2b(owner.encode("utf-8", "replace"), digest_size=3).digest()
+
+
+def _text(three_by_three: bytes) -> str:
+    """Four characters for three bytes each."""
+    return b2a_base64(three_by_three, newline=False).translate(_FOR_ADDRESSES).decode()
 
 
 def _seal_of(cursor: str) -> str:

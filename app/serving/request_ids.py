@@ -16,8 +16,8 @@ def new_request_id() -> str:
 
     No secret. `random` seeds itself from the system, and again in a forked child, so that no two processes count alike.
     """
-    now = time.time_ns() // 1_000_000
-    return f"{_PAIRS[now >> 40]}{_eight(now & _40_BITS)}{_eight(random.getrandbits(40))}{_eight(random.getrandbits(40))}"
+    now, drawn = time.time_ns() // 1_000_000, random.getrandbits
+    return f"{_PAIRS[now >> 40]}{_eight(now & _40_BITS)}{_eight(drawn(40))}{_eight(drawn(40))}"
 
 
 def _eight(bits: int) -> str:

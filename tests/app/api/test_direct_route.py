@@ -17,7 +17,7 @@ from app import telemetry
 from app.api import problems
 from app.api.bodies import RawBody
 from app.api.dependencies import Caller, ResourcesDep, require
-from app.api.direct_route import DirectBodyRoute, DirectRoute, Shortcut
+from app.api.direct_route import DirectBodyRoute, DirectRoute, install_shortcut
 from app.api.limits import Limits
 from app.api.middleware import Surroundings
 from app.storage.keys import ApiKey, KeyRing, digest_of
@@ -51,7 +51,7 @@ def app_of(route: type[APIRoute], handler: Callable[..., object] = answer, *, wi
     router.add_api_route("", handler, methods=["GET"])
     app.include_router(router)
     if with_shortcut:
-        app.add_middleware(Shortcut, routes=router.routes, errors=app.exception_handlers)
+        install_shortcut(app, router.routes)
     return app
 
 
@@ -113,10 +113,10 @@ def posted(route: type[APIRoute], body: bytes, *, key: str = "may-write") -> htt
     router = APIRouter(dependencies=[Depends(require("write"))], route_class=route)
     router.add_api_route("/echo", echo, methods=["POST"])
     app.include_router(router)
-    if route is DirectBodyRoute:
-        app.add_middleware(Shortcut, routes=router.routes, errors=app.exception_handlers)
     app.add_middleware(CORSMiddleware, allow_origins=["https://shop.example"], expose_headers=["X-Request-ID"])
     app.add_middleware(Surroundings, max_body_bytes=1024)
+    if route is DirectBodyRoute:
+        install_shortcut(app, router.routes)
     headers = {"X-API-Key": key, "X-Request-ID": "mine", "Origin": "https://shop.example"}
 
     async def once() -> httpx.Response:

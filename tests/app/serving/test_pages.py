@@ -72,7 +72,7 @@ def test_a_cursor_from_the_future_does_not_keep_its_reader_waiting(redis_url: st
     async def scenario() -> None:
         async with store(redis_url) as opened, asyncio.timeout(60):
             with pytest.raises(Gone):
-                await opened.get("ffffffff" + pages._seal("u") + "A" * 12, "recommend", "u")
+                await opened.get("ffffffff" + pages._text(pages._seal("u")) + "A" * 12, "recommend", "u")
 
     asyncio.run(scenario())
 
