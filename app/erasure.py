@@ -300,8 +300,8 @@ def export_user(
     user's earlier life that it was erased. Raises NotFound for nobody.
 
     db:       a transaction whose snapshot does not move, so that all of it is of one moment
-    sessions: answers those that Redis keeps, None where it could not be asked; that is a scan of all its keys, so it is
-              not called for nobody: whoever has a session has, a moment later, impressions too
+    sessions: answers those that Redis keeps, None where it could not be asked; not called for nobody: whoever has a
+              session has, a moment later, impressions too
     """
     row = find_users(db, [user_id]).get(user_id, -1)
     parameters = {"row": row, "user_id": user_id}

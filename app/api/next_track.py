@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, TypeAdapter, field_validator, model_validator
 
-from app.api.bodies import RawBody, Strict, documented, example, json_answer, parse
+from app.api.bodies import JsonAnswer, RawBody, Strict, documented, example, json_answer, parse
 from app.api.dependencies import ResourcesDep, require
 from app.api.direct_route import DirectBodyRoute
 from app.api.events import mint_event_id
 from app.api.ids import EventId, ItemId, SessionId, UserId
 from app.api.instants import PastInstant
-from app.api.recommend import NO_STORE, SHOWN, RecommendationPage, items_body
-from app.serving.next_track import NextAsk, NextPage
+from app.api.recommend import SHOWN, RecommendationPage, items_body
+from app.serving.next_page import NextAsk, NextPage
 
 router = APIRouter(prefix="/recommend/next", tags=["recommendations"])
 
@@ -103,7 +104,7 @@ async def post_next(resources: ResourcesDep, raw: RawBody) -> Response:
     """Records the listen, if one is given, and answers with what comes next in this session. `position` counts all that
     the session was given. 404 for a session of another user."""
     ask = parse(ADAPTER, raw).ask()
-    return json_answer(_body(ask, await resources.next_tracks.next(ask)), headers=NO_STORE)
+    return JsonAnswer(orjson.dumps(_body(ask, await resources.next_tracks.next(ask))))
 
 
 router.add_api_route(

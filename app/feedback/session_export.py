@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from redis import Redis
 
-from app.feedback.cached_keys import keys_of
-from app.feedback.sessions import LISTEN, SESSION_KEYS
+from app.feedback.sessions import LISTEN, list_key, session_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,18 @@ class KeptSession:
 def sessions_of(cache: Redis, user_id: str) -> list[KeptSession]:
     """All that have not expired, by their ids; one that was ended is kept until then. Raises RedisError."""
     kept = []
-    for key in keys_of(cache, user_id):
-        if key.startswith(SESSION_KEYS.encode()):
-            with cache.pipeline(transaction=True) as asking:
-                asking.hmget(key, ["id", "listens", "met", "roles"])
-                asking.pttl(key)
-                (session_id, listens, met, roles), left_ms = asking.execute()
-            # It may have expired since it was found.
-            if session_id is not None:
-                rows, by = np.frombuffer(met or b"", "<i4"), np.frombuffer(roles or b"", np.uint8)
-                heard = np.frombuffer(listens or b"", LISTEN).tolist()
-                # 0: the listener chose it, and was not given it.
-                given = rows[by != 0].tolist()
-                kept.append(KeptSession(session_id.decode(), time.time() + left_ms / 1000, heard, given))
+    digests: Any = cache.zrange(list_key(user_id), 0, -1)
+    for digest in digests:
+        key = session_key(user_id, digest.decode())
+        with cache.pipeline(transaction=True) as asking:
+            asking.hmget(key, ["id", "listens", "met", "roles"])
+            asking.pttl(key)
+            (session_id, listens, met, roles), left_ms = asking.execute()
+        # It may have expired; the list is put right when a session begins.
+        if session_id is not None:
+            rows, by = np.frombuffer(met or b"", "<i4"), np.frombuffer(roles or b"", np.uint8)
+            heard = np.frombuffer(listens or b"", LISTEN).tolist()
+            # 0: the listener chose it, and was not given it.
+            given = rows[by != 0].tolist()
+            kept.append(KeptSession(session_id.decode(), time.time() + left_ms / 1000, heard, given))
     return sorted(kept, key=lambda session: session.session_id)

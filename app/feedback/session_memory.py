@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -10,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from app.catalog.users import hash_of
 from app.feedback.sessions import ANSWERS_KEPT, LISTEN, LISTENS_KEPT, Claim, Given, Session
 from app.feedback.user_view import UserView
 from models.membership import is_among
 
 SESSIONS_KEPT = 1_000
 """By each worker: the latest that it was called for; some 30 KB each at the most."""
+UNDER_WAY_SECONDS = 30
+"""So long before it is over an erasure may have begun, and a call that read the user before it may go on after it."""
 
 
 @dataclass(slots=True)
@@ -26,6 +30,7 @@ class Remembered:
     is_ahead: it was called for while Redis was away, so Redis does not know all of it
     past:     what the user did before, read when this worker was first called for the session
     seen_at:  unix seconds
+    heard_of_at: monotonic seconds, when this worker first was called for it
     """
 
     session: Session
@@ -34,6 +39,7 @@ class Remembered:
     is_ahead: bool = False
     past: UserView | None = None
     answers: OrderedDict[str, Given] = field(default_factory=OrderedDict)
+    heard_of_at: float = field(default_factory=time.monotonic)
 
 
 class SessionMemory:
@@ -165,3 +171,19 @@ def listens_of(db: Connection, user_id: str, session_id: str, *, now: float, tim
         kept.append((row.item_row, row.fraction, row.at))
         until = row.received_at
     return Session("").with_listen(np.array(kept[::-1], LISTEN))
+
+
+# By the server's clock alone: this machine's may be minutes off.
+_WAS_ERASED = """
+SELECT EXISTS (
+    SELECT FROM tombstones
+    WHERE user_hash = %(hash)s AND erased_at > clock_timestamp() - make_interval(secs => %(within)s)
+)
+"""
+
+
+def was_erased(db: Connection, user_id: str, *, within: float) -> bool:
+    """Whether the user was erased in the last so many seconds, or little before."""
+    parameters = {"hash": hash_of(user_id), "within": within + UNDER_WAY_SECONDS}
+    erased: bool = db.exec_driver_sql(_WAS_ERASED, parameters).scalar_one()
+    return erased

@@ -1,8 +1,9 @@
 """Listening sessions in Redis: what was heard in each, what it was given, and a next track that is given once.
 
 Two keys per session. `segue:session:{user_id}:<digest>` is the session, and carries the user's hash tag like every key
-of a user. `segue:session-of:<digest>` says whose it is, by a digest that names nobody, so that another user's call, and
-one that ends a session without naming its user, can be answered. The two may be on different servers of a Redis
+of a user; so does `segue:sessions:{user_id}`, the list of a user's sessions with when each expires.
+`segue:session-of:<digest>` says whose it is, by a digest that names nobody, so that another user's call, and one that
+ends a session without naming its user, can be answered. It and the session may be on different servers of a Redis
 Cluster: what ties them is the session's *life*, a random word that both hold; a session of another life counts as none.
 
 Which tracks are given is decided by one script on the server (docs/decisions/0020): whoever calls at the same time gets
@@ -158,11 +159,15 @@ local key, life, id, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local listens, more, more_roles, candidates = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local wanted, again_from, is_final = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
 local answer_id, about, most_listens, most_met = ARGV[11], ARGV[12], tonumber(ARGV[13]), tonumber(ARGV[14])
-local answers_kept = tonumber(ARGV[15])
+local answers_kept, now = tonumber(ARGV[15]), tonumber(redis.call('TIME')[1])
+local list, digest = KEYS[2], ARGV[16]
+redis.call('ZADD', list, now + ttl, digest)
+redis.call('EXPIRE', list, ttl)
 if redis.call('HGET', key, 'life') ~= life then
   redis.call('DEL', key)
   redis.call('HSET', key, 'life', life, 'id', id)
   redis.call('EXPIRE', key, ttl)
+  redis.call('ZREMRANGEBYSCORE', list, '-inf', now - 1)
 end
 if answer_id ~= '' then
   local known = redis.call('HGET', key, 'a' .. answer_id)
@@ -268,9 +273,9 @@ class SessionStore:
             life, session_id, self._timeout,
             claim.listens.tobytes(), claim.met.astype("<i4").tobytes(), claim.roles.tobytes(),
             claim.candidates.tobytes(), claim.wanted, claim.again_from, "1" if claim.is_final else "0",
-            claim.answer_id, claim.about, LISTENS_KEPT, self._length, ANSWERS_KEPT,
+            claim.answer_id, claim.about, LISTENS_KEPT, self._length, ANSWERS_KEPT, digest,
         )  # fmt: skip
-        told = await self._run(session_key(user_id, digest), arguments, _owner_key(digest))
+        told = await self._run((session_key(user_id, digest), list_key(user_id)), arguments, _owner_key(digest))
         outcome, answer = told.replies[0]
         return None if outcome == 2 else decoded_answer(answer, is_repeated=outcome == 1)
 
@@ -284,15 +289,15 @@ class SessionStore:
         await self._cache.ask(("SET", key, ended.encoded(), "EX", self._timeout))
         return True
 
-    async def _run(self, key: str, arguments: Sequence[str | bytes | int], owner: str) -> Reply:
+    async def _run(self, keys: tuple[str, str], arguments: Sequence[str | bytes | int], owner: str) -> Reply:
         # Whoever is called for goes on: a session that was ended meanwhile does not come back by this.
         longer = ("EXPIRE", owner, self._timeout)
         try:
-            return await self._cache.ask(("EVALSHA", _CLAIM_SHA, 1, key, *arguments), longer)
+            return await self._cache.ask(("EVALSHA", _CLAIM_SHA, 2, *keys, *arguments), longer)
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await self._cache.ask(("EVAL", CLAIM, 1, key, *arguments), longer)
+        return await self._cache.ask(("EVAL", CLAIM, 2, *keys, *arguments), longer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +321,11 @@ class _Owner:
 def session_key(user_id: str, digest: str) -> str:
     """With the user's hash tag. The session's id is in it as a digest, for ids may hold braces."""
     return f"{SESSION_KEYS}{{{user_id}}}:{digest}"
+
+
+def list_key(user_id: str) -> str:
+    """Of the user's sessions: digests, by the unix second in which each expires."""
+    return f"segue:sessions:{{{user_id}}}"
 
 
 def _owner_key(digest: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
-import orjson
+from numpy.typing import NDArray
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from app import telemetry
 from app.errors import Invalid, NotFound, SegueError, Unavailable
@@ -25,87 +26,54 @@ from app.feedback.session_memory import (
     listens_of,
     missing_in,
     remember_answer,
+    was_erased,
 )
 from app.feedback.sessions import LISTEN, Claim, Found, Given, Session, SessionStore, digest_of, new_life
 from app.serving.breaker import Breaker
 from app.serving.context import POSTGRES_SECONDS, ContextReader
-from app.serving.impressions import Impression, ImpressionWriter
+from app.serving.impressions import ImpressionWriter
 from app.serving.inventory import Inventory, InventoryHost
 from app.serving.next_candidates import SLACK, Proposal, Situation, propose
+from app.serving.next_page import NextAsk, NextPage, about, impression_of, page_of
 from app.serving.popular_fills import PopularFills
 from app.serving.request_ids import new_request_id
-from app.serving.session_rules import Role, SessionRules
-from app.serving.slate import Shown
+from app.serving.session_rules import SessionRules
 from app.storage.database import POSTGRES_ERRORS
-from models.contracts import Reason, ReasonCode
 
 _answers = telemetry.labelled(telemetry.RECOMMENDATIONS)
 _events = telemetry.labelled(telemetry.EVENTS)
 
+T = TypeVar("T")
+
 ATTEMPTS = 8
 """So often other calls of the session may be quicker, each time by SLACK tracks, before a call takes what there is."""
-SURFACE = "player"
-REASONS: dict[int, ReasonCode] = {
-    Role.NEXT: "next_in_session",
-    Role.PERSONAL: "taste",
-    Role.ARTIST: "popular",
-    Role.POPULAR: "popular",
-    Role.PROMOTION: "promoted",
-    Role.OPENING: "taste",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class NextAsk:
-    """What a player says and wants; API.md gives the meaning of each field.
-
-    listened:     0–1, with item_id
-    event_id:     of the listen
-    is_retriable: whether the caller knows the event's id, so that the call may come again
-    """
-
-    user_id: str
-    session_id: str
-    item_id: str | None
-    listened: float
-    event_id: str
-    is_retriable: bool
-    at: datetime | None = None
-    limit: int = 1
-    may_repeat: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class NextPage:
-    """recorded: whether the listen is durable, None where there was none; is_new: the session began with this call."""
-
-    request_id: str
-    route: str
-    recommender: str
-    release: str | None
-    first_position: int
-    items: tuple[Shown, ...]
-    inventory: Inventory
-    recorded: bool | None
-    is_new: bool
 
 
 @dataclass(slots=True)
 class _Turn:
     """The session as this call finds it.
 
-    missing: what Redis does not know of it yet
-    is_away: Redis could not be asked
+    missing:     what Redis does not know of it yet
+    may_be_told: whether Redis may be told: nobody knows of an erasure of the user since this worker heard of it
+    is_away:     Redis could not be asked
     """
 
     remembered: Remembered
     missing: Missing
     is_new: bool
     is_away: bool
+    may_be_told: bool = True
+    _heard: tuple[Session, Session] | None = None
 
     @property
     def session(self) -> Session:
         return self.remembered.session
+
+    def heard(self, listen: NDArray[np.void]) -> Session:
+        """The session with the listen of this call; put together again only where another call has changed it."""
+        if self._heard is None or self._heard[0] is not self.session:
+            self._heard = self.session, self.session.with_listen(listen)
+        return self._heard[1]
 
 
 class NextTracks:
@@ -155,10 +123,10 @@ class NextTracks:
             # Another worker gave it, and knew of newer items.
             await asyncio.to_thread(self._inventories.refresh)
             inventory = self._inventories.current
-        page = _page(given, turn, inventory, recorded=recorded)
+        page = page_of(given, inventory, recorded=recorded, is_new=turn.is_new, is_away=turn.is_away)
         _answers(page.route, page.recommender).inc()
         if not given.is_repeated:
-            self._impressions.record(_impression(page, ask, request_id, proposal))
+            self._impressions.record(impression_of(page, ask, request_id, proposal))
         return page
 
     async def end(self, session_id: str) -> None:
@@ -202,15 +170,22 @@ class NextTracks:
         is_behind = known is not None and (known.is_ahead or known.server != found.server)
         if not found.is_known and (not is_behind or found.ended_at):
             known = None
+        is_erased: bool | None = False
+        if known is not None and is_behind:
+            is_erased = await self._is_erased_since(ask.user_id, known.heard_of_at)
+            known = None if is_erased else known
         lost = [known.session] if known is not None and is_behind else []
         if not found.is_known and not found.ended_at and ask.item_id is not None:
             lost.append(await self._listens(ask, now))
         missing = missing_in(session, *lost)
         if known is None:
             known = Remembered(session, found.server, now, past=(await self._contexts.read(ask.user_id)).view)
-        known.session, known.server, known.seen_at = missing.added_to(session), found.server, now
+        may_be_told = is_erased is not None
+        known.session, known.seen_at = missing.added_to(session), now
+        known.server, known.is_ahead = found.server, known.is_ahead or not may_be_told
         self._memory.put(ask.user_id, ask.session_id, known)
-        return _Turn(known, missing, is_new=not found.is_known and known.session.is_empty, is_away=False)
+        is_new = not found.is_known and known.session.is_empty
+        return _Turn(known, missing, is_new=is_new, is_away=False, may_be_told=may_be_told)
 
     async def _turn_without_redis(self, ask: NextAsk, known: Remembered | None, now: float) -> _Turn:
         if known is None:
@@ -225,24 +200,35 @@ class NextTracks:
 
     async def _listens(self, ask: NextAsk, now: float) -> Session:
         """What Postgres has of the session; an empty one where it can't tell in time."""
-        if not self._postgres.lets_through():
-            return Session("")
 
-        def read() -> Session:
+        def read(db: Connection) -> Session:
+            return listens_of(db, ask.user_id, ask.session_id, now=now, timeout_seconds=self._timeout)
+
+        return await self._asked_postgres(read) or Session("")
+
+    async def _is_erased_since(self, user_id: str, heard_of_at: float) -> bool | None:
+        """Whether the user was erased after this monotonic second; None where Postgres can't tell in time."""
+        return await self._asked_postgres(lambda db: was_erased(db, user_id, within=time.monotonic() - heard_of_at))
+
+    async def _asked_postgres(self, read: Callable[[Connection], T]) -> T | None:
+        if not self._postgres.lets_through():
+            return None
+
+        def connected() -> T:
             with self._engine.connect() as db:
-                return listens_of(db, ask.user_id, ask.session_id, now=now, timeout_seconds=self._timeout)
+                return read(db)
 
         since = time.monotonic()
-        reading = asyncio.create_task(asyncio.to_thread(read))
+        reading = asyncio.create_task(asyncio.to_thread(connected))
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(POSTGRES_SECONDS):
-                heard = await asyncio.shield(reading)
+                told = await asyncio.shield(reading)
         except (*POSTGRES_ERRORS, TimeoutError) as error:
             self._postgres.failed(error, since=since, overdue=reading)
-            return Session("")
+            return None
         self._postgres.answered()
-        return heard
+        return told
 
     def _recording(self, ask: NextAsk) -> asyncio.Task[Receipt] | None:
         """The listen on its way to Postgres, while the next track is looked for."""
@@ -304,7 +290,7 @@ class NextTracks:
             request_id = new_request_id()
             situation = Situation(
                 user_id=ask.user_id,
-                session=turn.session.with_listen(listen),
+                session=turn.heard(listen),
                 past=turn.remembered.past,
                 inventory=inventory,
                 at=now,
@@ -319,7 +305,7 @@ class NextTracks:
                 wanted=ask.limit,
                 again_from=proposal.again_from,
                 is_final=proposal.is_complete or attempt == ATTEMPTS,
-                about=_about(request_id, proposal, turn, row, inventory),
+                about=about(request_id, proposal, turn.session, row, inventory.release.release_id),
                 answer_id=digest_of(ask.event_id) if ask.is_retriable else "",
                 listens=listen,
             )
@@ -335,64 +321,16 @@ class NextTracks:
         if not turn.is_away:
             since = time.monotonic()
             try:
-                wanted, life = turn.missing.before(claim), remembered.session.life
-                given = await self._store.claim(ask.user_id, ask.session_id, life, wanted)
+                wanted = turn.missing.before(claim) if turn.may_be_told else claim
+                given = await self._store.claim(ask.user_id, ask.session_id, remembered.session.life, wanted)
             except (RedisError, OSError) as error:
                 self._redis.failed(error, since=since)
                 turn.is_away = True
             else:
                 self._redis.answered()
                 if given is not None and not given.is_repeated:
-                    heard = remembered.session.with_listen(claim.listens)
-                    remembered.session = heard.with_given(given.tracks, length=self._length)
-                    remembered.is_ahead = False
+                    remembered.session = turn.heard(claim.listens).with_given(given.tracks, length=self._length)
+                    remembered.is_ahead = not turn.may_be_told
                     remember_answer(remembered, claim.answer_id, given)
                 return given
         return claimed_here(remembered, claim, length=self._length)
-
-
-def _about(request_id: str, proposal: Proposal, turn: _Turn, row: int | None, inventory: Inventory) -> bytes:
-    """What an answer needs beyond its tracks; kept with them, for a call that comes again."""
-    listens = turn.session.listens
-    seed = row if row is not None else (int(listens["row"][-1]) if len(listens) else None)
-    return orjson.dumps([request_id, proposal.leader, proposal.names, inventory.release.release_id, seed])
-
-
-def _page(given: Given, turn: _Turn, inventory: Inventory, *, recorded: bool | None) -> NextPage:
-    request_id, leader, names, release, seed = orjson.loads(given.about)
-    is_blind = turn.is_away or inventory.is_stale or inventory.release.release_id is None
-    return NextPage(
-        request_id=request_id,
-        route="degraded" if is_blind else "listening",
-        recommender=leader,
-        release=release,
-        first_position=given.first_position,
-        items=tuple(_shown(track, names, seed) for track in given.tracks.tolist()),
-        inventory=inventory,
-        recorded=recorded,
-        is_new=turn.is_new,
-    )
-
-
-def _shown(track: tuple[int, float, float, int, int, bool, int], names: list[str], seed: int | None) -> Shown:
-    row, score, propensity, role, name, promoted, _ = track
-    reason = Reason(REASONS.get(role, "fallback"), seed if role == Role.NEXT else None)
-    drawn = None if np.isnan(propensity) else propensity
-    return Shown(row, score, names[name], promoted, reason, drawn)
-
-
-def _impression(page: NextPage, ask: NextAsk, request_id: str, proposal: Proposal) -> Impression:
-    return Impression(
-        request_id=request_id,
-        shown_at=datetime.now(UTC),
-        user_id=ask.user_id,
-        surface=SURFACE,
-        route=page.route,
-        recommender=page.recommender,
-        release=page.release,
-        variants={},
-        first_position=page.first_position,
-        items=page.items,
-        slate_id=None if proposal.draw is None else request_id,
-        draw=proposal.draw,
-    )

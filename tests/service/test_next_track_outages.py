@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pytest
+import redis
 
+from app.feedback.sessions import digest_of, session_key
 from tests.service.conftest import Service, Stores
 from tests.service.outages import Island, island, metric, until
 from tests.service.test_next_track import ids, listens, page, play, session
@@ -69,6 +72,28 @@ def test_without_redis_the_player_goes_on_and_afterwards_the_session_does(place:
     assert {(answer["route"], answer["new_session"]) for answer in after} == {("listening", False)}
     assert len(set(given)) == len(given)
     assert after[-1]["items"][0]["position"] >= len(given)
+    is_whole(place)
+
+
+def test_what_a_worker_remembers_of_an_erased_user_is_not_brought_back_to_redis(place: Island) -> None:
+    user, one = someone(), session()
+    given = play((place.a,), user, one, 5)
+    with place.without("valkey", "killed"):
+        go_on(place.a, user, one, given, 3)
+        assert place.b.client.delete(f"/users/{user}").status_code == 200
+        assert page(place.a, user, one)["route"] == "degraded"
+    answers: list[dict] = []
+
+    def is_listening() -> bool:
+        answers.append(page(place.a, user, one))
+        return answers[-1]["route"] == "listening"
+
+    until(is_listening)
+    # What was in Redis is on its disk, until the next round of retention.
+    assert answers[-1]["items"][0]["position"] <= 5 + len(answers), "what came while it was away is not counted"
+    with redis.Redis.from_url(place.environment["REDIS_URL"]) as cache:
+        met = np.frombuffer(cache.hget(session_key(user, digest_of(one)), "met") or b"", "<i4")
+    assert len(met) <= 5 + len(answers)
     is_whole(place)
 
 

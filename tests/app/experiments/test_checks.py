@@ -8,7 +8,7 @@ import pytest
 
 from app.experiments import checks
 from app.experiments.definitions import Experiment, Variant
-from app.serving import next_track
+from app.serving import next_page
 
 HALVES = (Variant("control", 0.5), Variant("treatment", 0.5))
 
@@ -34,4 +34,4 @@ def test_what_plays_next_is_in_no_experiment_so_none_may_wait_for_it(field: str)
 
 
 def test_a_player_calls_its_surface_so() -> None:
-    assert checks.OF_PLAYERS["surface"] == next_track.SURFACE
+    assert checks.OF_PLAYERS["surface"] == next_page.SURFACE
