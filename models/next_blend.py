@@ -7,9 +7,9 @@ Whatever any of them names is a candidate, some hundreds in all; a small ranker 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ from models.ranking.listwise import ListwiseRanker
 from models.retrieval.next_track.answers import (
     LONGEST,
     UNKNOWN_LISTENING,
+    Claims,
     Heard,
     MakesClaims,
     Tally,
@@ -47,6 +48,8 @@ SPEAKERS = ("transition_counter", "co_listens", "session_knn", "recency_ease")
 OF_THE_PAST = "co_listens"
 """Who is asked of what the user heard before this session, and how: so many of the latest tracks, fading so."""
 _PAST_LAST, _PAST_DECAY = 12, 0.95
+PASTS_KEPT = 500
+"""What so many pasts say is kept, some 20 kB each."""
 ATTENTION = SessionAttention.name
 POPULAR = PopularTracks.name
 MOST_EACH = 120
@@ -125,7 +128,8 @@ class NextBlend:
         """
         claims = [speaker.claims(heard) for speaker in self.speakers.values()]
         if self.asks_past:
-            claims.append(self._of_the_past.claims(past))
+            latest = past.positions[-_PAST_LAST:], past.fractions[-_PAST_LAST:]
+            claims.append(self._kept_claims(latest[0].tobytes(), latest[1].tobytes()))
         said = Tally.of(claims, self.n_items)
         best = said.best(MOST_EACH)
         positions = said.positions[best]
@@ -137,6 +141,17 @@ class NextBlend:
         if self.asks_past:
             features.append(_heard_before(past, positions))
         return Seen(positions, np.concatenate(features), self._situation(heard), state)
+
+    @cached_property
+    def _kept_claims(self) -> Callable[[bytes, bytes], Claims]:
+        """`_claims_of_the_past`: a user's past stays what it is from one question of a session to the next."""
+        return lru_cache(PASTS_KEPT)(self._claims_of_the_past)
+
+    def _claims_of_the_past(self, positions: bytes, fractions: bytes) -> Claims:
+        """All that it says of each track in one. Of the same bytes always the same."""
+        past = Heard(np.frombuffer(positions, np.int32), np.frombuffer(fractions, np.float32))
+        named, (scores,) = Tally.of([self._of_the_past.claims(past)], self.n_items)
+        return Claims(named, scores)
 
     @cached_property
     def _of_the_past(self) -> LinkedTracks:

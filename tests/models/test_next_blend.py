@@ -177,11 +177,15 @@ def of_two_users(count: int) -> Sessions:
 def test_what_a_user_heard_before_says_what_comes_next() -> None:
     blend = fit_next_recipes(of_two_users(600), seed=0)[SERVED]
     assert blend.chosen["asks_past"]
-    for ring in (RING_A, RING_B):
+    # What a past says is kept: it must not be taken for another's, nor for the same tracks liked less.
+    for ring in (RING_A, RING_B, RING_A):
         past = np.array(ring[:8], np.int32)
         history = History(past, np.ones(8, np.float32), np.ones(8, np.int8), np.zeros(8))
         found = blend.next(replace(after(NEVER_HEARD, limit=5), history=history))
         assert set(found.positions.tolist()) <= set(ring)
+        disliked = replace(history, weights=np.full(8, -1, np.float32))
+        other = blend.next(replace(after(NEVER_HEARD, limit=5), history=disliked))
+        assert other.scores.tolist() != found.scores.tolist()
 
 
 def test_a_past_that_says_nothing_is_not_asked() -> None:
