@@ -76,15 +76,18 @@ class ExpectedCounts:
 class _Moment:
     """The shares of all items at one time, once they were asked for twice: until then it is quicker to count a few.
 
-    at: whole unix seconds
+    at:      whole unix seconds
+    by_item: float32[n, h + 1], the same, what is said of an item side by side: a few items are so taken out in a third
+             of the time
     """
 
-    __slots__ = ("at", "is_asked", "live", "shares", "version")
+    __slots__ = ("at", "by_item", "is_asked", "live", "shares", "version")
 
     def __init__(self, live: LiveSignals | None, version: int, at: float) -> None:
         self.live, self.version, self.at = live, version, at
         self.is_asked = False
         self.shares: Scores | None = None
+        self.by_item: Scores | None = None
 
 
 class _Kept:
@@ -156,13 +159,21 @@ class LiveCounts(DenseRecommender):
             moment.shares = shares
         return shares
 
+    def _by_item(self, moment: _Moment) -> Scores:
+        if moment.by_item is not None:
+            return moment.by_item
+        by_item = np.ascontiguousarray(self._shares_at(moment).T)
+        if self.n_items <= MOST_KEPT:
+            moment.by_item = by_item
+        return by_item
+
     def log_shares_of(self, query: Query, positions: Indices) -> Scores:
         """float32[h + 1, k]: what `log_shares` says of these positions, for whom it need not look at all the others."""
         moment = self._now(query)
         is_again, moment.is_asked = moment.is_asked, True
         if query.live is None or (is_again and self.n_items <= MOST_KEPT):
             # All of them are there, so nothing is clipped; to look for those that are not takes three times as long.
-            return np.asarray(self._shares_at(moment).take(positions, axis=1, mode="clip"))
+            return np.asarray(self._by_item(moment).take(positions, axis=0, mode="clip").T)
         return self._log_shares_now(query.live, moment.at, positions)
 
     def _log_shares_now(self, live: LiveSignals, at: float, positions: Indices) -> Scores:
