@@ -114,7 +114,7 @@ def test_a_plan_that_was_made_when_nothing_was_stored_looks_up_pairs_all_the_sam
             )
         )
         event = orjson.dumps([{"event_id": "e1", "user_id": "ann", "item_id": "dune", "kind": "like"}]).decode()
-        explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false)"
+        explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false, '')"
         plan = db.exec_driver_sql(explain, {"event": event}).scalar_one()
     reads = [each for each in nodes(plan[0]["Plan"]) if each["Node Type"].endswith("Scan")]
     pasts = [each for each in reads if each.get("Index Name") == "ix_interactions_past"]
@@ -130,7 +130,7 @@ def test_a_like_that_ends_is_found_without_reading_those_of_others(engine: Engin
         store(db, [[an_event("ann", "dune", "like")]], auto_create=True)
         store(db, [[*others, an_event("ann", "emma", "like")]], auto_create=True)
         event = orjson.dumps([{"event_id": "e1", "user_id": "ann", "item_id": "emma", "kind": "hide"}]).decode()
-        explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false)"
+        explain = "EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE segue_store (%(event)s, false, '')"
         plan = db.exec_driver_sql(explain, {"event": event}).scalar_one()
     read = [each["Actual Rows"] * each["Actual Loops"] for each in nodes(plan[0]["Plan"]) if is_on_likes(each)]
     assert sum(read) <= 2
