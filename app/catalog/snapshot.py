@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Text, cast, func, literal_column, select
-
-from app.storage import tables
+from sqlalchemy import Connection
 
 Rows = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -91,21 +89,22 @@ class CatalogSnapshot:
         return np.array([self.row_of[item_id] for item_id in item_ids if item_id in self.row_of], np.int32)
 
 
+_XMIN = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
+_CHANGED = """
+    SELECT row, item_id, kind, creator, categories, deleted_at, changed_xid::text AS changed_xid
+    FROM items WHERE changed_xid >= %(since)s::xid8 ORDER BY row
+"""
+
+
 def refresh(db: Connection, old: CatalogSnapshot) -> tuple[CatalogSnapshot, Rows]:
     """The snapshot of now, and which rows changed since `old`, in what is kept here or in their content.
 
     Rows are found by the transaction that changed them: sequence numbers are handed out in another order
     than transactions commit in, so a reader that goes by them misses rows.
     """
-    table = tables.items
     # Read before the rows: what commits in between is found again the next time, harmlessly.
-    xmin = int(db.execute(select(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text))).scalar_one())
-    changed_since: ColumnElement[int] = literal_column(f"'{old.xmin}'::xid8")
-    columns = (
-        table.c.row, table.c.item_id, table.c.kind, table.c.creator, table.c.categories, table.c.deleted_at,
-        cast(table.c.changed_xid, Text).label("changed_xid"),
-    )  # fmt: skip
-    changed = db.execute(select(*columns).where(table.c.changed_xid >= changed_since).order_by(table.c.row)).all()
+    xmin = int(db.exec_driver_sql(_XMIN).scalar_one())
+    changed = db.exec_driver_sql(_CHANGED, {"since": str(old.xmin)}).all()
     fresh = [row for row in changed if row.row >= len(old) or old.changed_xids[row.row] != int(row.changed_xid)]
     if not fresh:
         return replace(old, xmin=xmin), np.empty(0, np.int32)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import insert
 
 from app.storage.tables import live_chunks
 from models.live.changes import Changes
@@ -96,9 +95,7 @@ def store(db: Connection, state: LiveState, unsaved: Unsaved, what: Stored) -> N
     if not goes_on:
         db.execute(live_chunks.delete())
     for row in rows:
-        chunk = insert(live_chunks).values(row)
-        replacing = {"data": chunk.excluded.data}
-        db.execute(chunk.on_conflict_do_update(index_elements=["part", "number"], set_=replacing))
+        db.exec_driver_sql(_STORE_CHUNK, row)
     db.exec_driver_sql(_STORE, {"fingerprint": what.fingerprint, "watermark": str(what.watermark)})
 
 
@@ -108,6 +105,11 @@ def prune(db: Connection) -> int:
     return pruned
 
 
+# Written out, as all that is asked in rounds: to put a statement together takes longer than to send it.
+_STORE_CHUNK = """
+    INSERT INTO live_chunks (part, number, data) VALUES (%(part)s, %(number)s, %(data)s)
+    ON CONFLICT (part, number) DO UPDATE SET data = excluded.data
+"""
 _STORE = """
     INSERT INTO live_checkpoint (fingerprint, watermark) VALUES (%(fingerprint)s, %(watermark)s::xid8)
     ON CONFLICT ("only") DO UPDATE
