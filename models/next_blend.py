@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
@@ -145,13 +145,8 @@ class NextBlend:
     @cached_property
     def _kept_claims(self) -> Callable[[bytes, bytes], Claims]:
         """`_claims_of_the_past`: a user's past stays what it is from one question of a session to the next."""
-        return lru_cache(PASTS_KEPT)(self._claims_of_the_past)
-
-    def _claims_of_the_past(self, positions: bytes, fractions: bytes) -> Claims:
-        """All that it says of each track in one. Of the same bytes always the same."""
-        past = Heard(np.frombuffer(positions, np.int32), np.frombuffer(fractions, np.float32))
-        named, (scores,) = Tally.of([self._of_the_past.claims(past)], self.n_items)
-        return Claims(named, scores)
+        # Not of a method: it would hold on to this blend, and a release that was replaced has to go.
+        return lru_cache(PASTS_KEPT)(partial(_claims_of_the_past, self._of_the_past, self.n_items))
 
     @cached_property
     def _of_the_past(self) -> LinkedTracks:
@@ -264,6 +259,13 @@ def log_sum(scores: Scores) -> float:
         return 0.0
     best = scores.max()
     return float(best + np.log(np.exp(scores - best).sum()))
+
+
+def _claims_of_the_past(of_the_past: LinkedTracks, n_items: int, positions: bytes, fractions: bytes) -> Claims:
+    """All that it says of each track in one. Of the same bytes always the same."""
+    past = Heard(np.frombuffer(positions, np.int32), np.frombuffer(fractions, np.float32))
+    named, (scores,) = Tally.of([of_the_past.claims(past)], n_items)
+    return Claims(named, scores)
 
 
 def _heard_before(past: Heard, positions: Positions) -> NDArray[np.float32]:

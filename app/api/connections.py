@@ -2,6 +2,7 @@
 
 uvicorn waits for ever for a head that comes byte by byte, for a body, and for a client that does not read its answer.
 What a client may take is `ConnectionLimits`; each connection is looked at every few seconds, not with every request.
+Answers leave through a `GatheringTransport`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app import telemetry
+from app.api.gathering_transport import GatheringTransport
 from app.api.problems import problem
 from app.serving.request_ids import new_request_id
 
@@ -23,8 +25,6 @@ SLOWEST_BYTES_PER_SECOND = 16 * 1024
 """A body or an answer that moves faster than this may take as long as it takes."""
 HEAD_BYTES = 32 * 1024
 """The longest request line and headers together; and as much around a body in chunks: extensions, trailers."""
-GATHERED_BYTES = 32 * 1024
-"""Of answers, until they are sent without waiting for the end of the loop's turn."""
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Also where there are too many connections: who runs the service must see that."""
 
@@ -60,7 +60,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._is_leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
         telemetry.QUEUED.labels("connections").set(len(self.connections))
         if len(self.connections) > 2 * self._limits.connections:
             self._refuse("connections")
@@ -109,6 +109,10 @@ class PatientProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.transport.send_gathered()  # type: ignore[attr-defined]
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, msg)
@@ -192,51 +196,6 @@ class PatientProtocol(HttpToolsProtocol):
         if self._next_look is not None:
             self._next_look.cancel()
         self._next_look = self.loop.call_later(self._look_seconds, self.transport.abort)
-
-
-class _OneWrite:
-    """A transport that sends once per turn of the event loop: the head of an answer and its body in one segment.
-
-    uvicorn writes them one after the other, and each write wakes the client.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._unsent:
-            self._loop.call_soon(self._send)
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
-        if self._unsent_bytes > GATHERED_BYTES:
-            # Else who makes a long answer without a pause would not be told that the client is slow.
-            self._send()
-
-    def abort(self) -> None:
-        self._unsent, self._unsent_bytes = [], 0
-        self._transport.abort()
-
-    def write_eof(self) -> None:
-        self._send()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self._send()
-        self._transport.close()
-
-    def get_write_buffer_size(self) -> int:
-        return self._unsent_bytes + self._transport.get_write_buffer_size()
-
-    def _send(self) -> None:
-        if self._unsent:
-            unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
-            self._transport.writelines(unsent)
 
 
 class _TooMany:

@@ -130,7 +130,8 @@ class ImpressionWriter:
             first = self._queue.get()
             if first is None:
                 return
-            self._closing.wait(LINGER_SECONDS)
+            if self._queue.qsize() < BATCH:
+                self._closing.wait(LINGER_SECONDS)
             batch, last = self._drain([first])
             self._write(batch)
             if last:

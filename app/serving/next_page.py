@@ -70,7 +70,7 @@ def about(request_id: str, proposal: Proposal, session: Session, row: int | None
 
 
 def page_of(given: Given, inventory: Inventory, *, recorded: bool | None, is_new: bool, is_away: bool) -> NextPage:
-    """is_away: Redis could not be asked"""
+    """What the session gave, as an answer. is_away: Redis could not be asked"""
     request_id, leader, names, release, seed = orjson.loads(given.about)
     is_blind = is_away or inventory.is_stale or inventory.release.release_id is None
     return NextPage(
@@ -94,6 +94,7 @@ def _shown(track: tuple[int, float, float, int, int, bool, int], names: list[str
 
 
 def impression_of(page: NextPage, ask: NextAsk, request_id: str, proposal: Proposal) -> Impression:
+    """What is written down of the answer."""
     return Impression(
         request_id=request_id,
         shown_at=datetime.now(UTC),

@@ -24,7 +24,7 @@ from app.errors import Gone, Invalid, Unavailable
 from app.serving.arms import NO_ARM, Arm
 from app.serving.breaker import Breaker
 from app.serving.exploration import Draw
-from app.serving.slate import Shown
+from app.serving.slate import Run, Shown
 from app.storage.redis_multiplexer import RedisMultiplexer
 from models.contracts import Reason
 
@@ -66,7 +66,7 @@ class Pinned(NamedTuple):
     release: str | None
     variants: dict[str, str]
     given: tuple[int, ...]
-    remaining: tuple[Shown, ...]
+    remaining: Sequence[Shown]
     user_row: int | None = None
     window: str | None = None
     slate_id: str | None = None
@@ -214,13 +214,13 @@ def _key(cursor: str, owner: str) -> str:
 
 
 def _seal(owner: str) -> bytes:
-    """Four characters, as text, that tell one user's cursors from another's."""
+    """Three bytes, four characters of a cursor, that tell one user's cursors from another's."""
     return blake2b(owner.encode("utf-8", "replace"), digest_size=3).digest()
 
 
-def _text(three_by_three: bytes) -> str:
-    """Four characters for three bytes each."""
-    return b2a_base64(three_by_three, newline=False).translate(_FOR_ADDRESSES).decode()
+def _text(raw: bytes) -> str:
+    """Four characters for each three bytes, such as may stand in an address."""
+    return b2a_base64(raw, newline=False).translate(_FOR_ADDRESSES).decode()
 
 
 def _seal_of(cursor: str) -> str:
@@ -242,7 +242,9 @@ def _encode(pinned: Pinned) -> bytes:
 
 def _runs(items: Sequence[Shown]) -> list[tuple[Any, ...]]:
     """Items one after the other that differ in nothing but row and score: what they share, the rows, the scores."""
-    runs = []
+    if isinstance(items, Run):
+        return [(items.source, False, *items.reason, None, items.rows, items.scores)]
+    runs: list[tuple[Any, ...]] = []
     for (source, promoted, reason, propensity), run in groupby(items, _BUT_ROW_AND_SCORE):
         rows, scores, *_ = zip(*run, strict=True)
         runs.append((source, promoted, *reason, propensity, rows, scores))

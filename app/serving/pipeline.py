@@ -230,7 +230,7 @@ def rank(
         release=inventory.release.release_id,
         variants=dict(arm.variants),
         given=(),
-        remaining=tuple(slate),
+        remaining=slate,
         user_row=None if context.view is None else context.view.user_row,
         slate_id=None if sampler is None else sampler.seed,
         draw=draw,
@@ -305,7 +305,7 @@ def arrange(
     diversity: float,
     first_position: int = 1,
     sampler: Sampler | None = None,
-) -> tuple[list[Shown], Draw | None]:
+) -> tuple[Sequence[Shown], Draw | None]:
     """Boosts, diversity, the draw and pins, in this order; pins obey the request's filters like everything else."""
     slate = boosted(candidates, promotions)
     if diversity > 0:

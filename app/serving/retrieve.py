@@ -12,10 +12,12 @@ import numpy as np
 from app import telemetry
 from app.feedback.user_view import UserView
 from app.serving.model_host import ServedRelease
-from app.serving.slate import Shown, items_of
+from app.serving.slate import Run, Shown
 from models.contracts import Candidates, History, Positions, Query, Reason, Recommender
 
 log = logging.getLogger(__name__)
+
+_FALLBACK = Reason("fallback")
 
 
 class Retrieved(NamedTuple):
@@ -25,14 +27,14 @@ class Retrieved(NamedTuple):
     missing: recommenders that the chain names and that failed, or that the release does not have
     """
 
-    candidates: tuple[Shown, ...]
+    candidates: Sequence[Shown]
     leader: str
     missing: tuple[str, ...]
 
 
 def retrieve(release: ServedRelease, chain: Sequence[str], query: Query) -> Retrieved:
     """`query.limit` items where the catalogue has that many; reasons are given later, to what is shown."""
-    found: list[Shown] = []
+    found: Sequence[Shown] = ()
     given: list[Positions] = []
     leader, missing = chain[-1], []
     for name in chain:
@@ -45,11 +47,14 @@ def retrieve(release: ServedRelease, chain: Sequence[str], query: Query) -> Retr
             missing.append(name)
         elif len(candidates.positions):
             leader = name if not found else leader
+            shown = _shown(release, name, candidates)
             if found:
                 telemetry.FALLBACKS.labels(name).inc()
-            found += below(found, _shown(release, name, candidates))
+                found = (*found, *below(found, shown))
+            else:
+                found = shown
             given.append(candidates.positions)
-    return Retrieved(tuple(found), leader, tuple(missing))
+    return Retrieved(found, leader, tuple(missing))
 
 
 def _ask(recommender: Recommender | None, name: str, query: Query) -> Candidates | None:
@@ -63,9 +68,9 @@ def _ask(recommender: Recommender | None, name: str, query: Query) -> Candidates
         return None
 
 
-def _shown(release: ServedRelease, name: str, candidates: Candidates) -> list[Shown]:
+def _shown(release: ServedRelease, name: str, candidates: Candidates) -> Run:
     rows = release.row_of_position[candidates.positions].tolist()
-    return items_of(rows, candidates.scores.tolist(), name, Reason("fallback"))
+    return Run(rows, candidates.scores.tolist(), name, _FALLBACK)
 
 
 def below(found: Sequence[Shown], more: Sequence[Shown]) -> list[Shown]:

@@ -6,9 +6,10 @@ recommender wastes a place on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,20 +35,48 @@ class Shown(NamedTuple):
     propensity: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Run(Sequence[Shown]):
+    """Unpromoted items of one source and reason, best first: what a slate is where nothing changes it.
+
+    The items are made when they are looked at: of forty for later pages most never are.
+    """
+
+    rows: list[int]
+    scores: list[float]
+    source: str
+    reason: Reason
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Shown]:
+        return iter(items_of(self.rows, self.scores, self.source, self.reason))
+
+    @overload
+    def __getitem__(self, place: int) -> Shown: ...
+    @overload
+    def __getitem__(self, place: slice) -> Run: ...
+    def __getitem__(self, place: int | slice) -> Shown | Run:
+        if isinstance(place, slice):
+            return Run(self.rows[place], self.scores[place], self.source, self.reason)
+        return Shown(self.rows[place], self.scores[place], self.source, False, self.reason)
+
+
 def items_of(rows: Iterable[int], scores: Iterable[float], source: str, reason: Reason) -> list[Shown]:
     """Unpromoted items of one source. Without Python's own steps for each: this is made fifty at a time."""
     fields = zip(rows, scores, repeat(source), repeat(False), repeat(reason), repeat(None))
     return list(map(tuple.__new__, repeat(Shown), fields))
 
 
-def boosted(slate: Sequence[Shown], promotions: Sequence[Promotion]) -> list[Shown]:
+def boosted(slate: Sequence[Shown], promotions: Sequence[Promotion]) -> Sequence[Shown]:
     """The slate with boosted items moved up: a boost multiplies an item's lead over the last candidate.
 
     Scores may be negative (log-odds, say), so it is the distance from the lowest that is multiplied.
     """
     boosts = {promotion.item_row: promotion.boost for promotion in promotions if promotion.boost is not None}
     if not boosts or boosts.keys().isdisjoint(shown.row for shown in slate):
-        return list(slate)
+        return slate
     lowest = min(shown.score for shown in slate)
     scored = [_boost(shown, boosts.get(shown.row), lowest) for shown in slate]
     return sorted(scored, key=lambda shown: -shown.score)
@@ -86,22 +115,24 @@ def diversified(
     return picked
 
 
-def with_pins(slate: Sequence[Shown], pins: Mapping[int, int], *, first_position: int = 1) -> list[Shown]:
+def with_pins(slate: Sequence[Shown], pins: Mapping[int, int], *, first_position: int = 1) -> Sequence[Shown]:
     """The slate with pinned rows at their positions (position → row), everything else moving down.
 
     A pin beyond the end of the slate goes to its end.
     """
-    arranged = without_pinned(slate, pins)
+    if not pins:
+        return slate
+    arranged = list(without_pinned(slate, pins))
     for position in sorted(pins):
         shown = Shown(pins[position], 0.0, "promotion", True, Reason("promoted"))
         arranged.insert(min(position - first_position, len(arranged)), shown)
     return arranged
 
 
-def without_pinned(slate: Sequence[Shown], pins: Mapping[int, int]) -> list[Shown]:
+def without_pinned(slate: Sequence[Shown], pins: Mapping[int, int]) -> Sequence[Shown]:
     """The organic items: what is left of the slate for the places that no pin takes."""
     if not pins:
-        return list(slate)
+        return slate
     pinned = set(pins.values())
     return [shown for shown in slate if shown.row not in pinned]
 

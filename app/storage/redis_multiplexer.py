@@ -115,12 +115,13 @@ class _Wire(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[Answer]:
+        # First, for it may raise. Its stub takes tuples of one part only.
+        packed = [*map(hiredis.pack_command, commands)]  # type: ignore[arg-type]
         asked = _Asked(len(commands), self._loop.time() + self._patience, self._loop.create_future())
         self._asked.append(asked)
         if not self._unsent:
             self._loop.call_soon(self._send)
-        # Its stub takes tuples of one part only.
-        self._unsent += map(hiredis.pack_command, commands)  # type: ignore[arg-type]
+        self._unsent += packed
         if self._looking is None:
             self._looking = self._loop.call_at(asked.deadline, self._look)
         return asked.answered
@@ -128,7 +129,8 @@ class _Wire(asyncio.Protocol):
     def _send(self) -> None:
         """What all requests asked in this turn of the loop: as many bytes, but one call of the system for them."""
         unsent, self._unsent = self._unsent, []
-        self._transport.write(b"".join(unsent))
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(unsent))
 
     def data_received(self, data: bytes) -> None:
         self._replies.feed(data)

@@ -150,7 +150,8 @@ class SituatedRanker(NamedTuple):
         return np.asarray(self.half @ before)
 
     def effects(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """float32[f, n]: by how much each item's score rises with each of its features (the gradient)."""
+        """float32[f, n]: by how much each item's score rises with each of its features (the gradient; of a unit at
+        exactly 0, the mean of both sides)."""
         signs = np.sign(self.weights[:-1] @ features)
         effects = self.through @ signs
         effects += self.weights[-1, :-1, None]

@@ -160,20 +160,20 @@ class LiveCounts(DenseRecommender):
         return shares
 
     def _by_item(self, moment: _Moment) -> Scores:
-        if moment.by_item is not None:
-            return moment.by_item
-        by_item = np.ascontiguousarray(self._shares_at(moment).T)
-        if self.n_items <= MOST_KEPT:
-            moment.by_item = by_item
+        by_item = moment.by_item
+        if by_item is None:
+            by_item = moment.by_item = np.ascontiguousarray(self._shares_at(moment).T)
         return by_item
 
     def log_shares_of(self, query: Query, positions: Indices) -> Scores:
         """float32[h + 1, k]: what `log_shares` says of these positions, for whom it need not look at all the others."""
         moment = self._now(query)
         is_again, moment.is_asked = moment.is_asked, True
-        if query.live is None or (is_again and self.n_items <= MOST_KEPT):
-            # All of them are there, so nothing is clipped; to look for those that are not takes three times as long.
+        # All of them are there, so nothing is clipped; to look for those that are not takes three times as long.
+        if self.n_items <= MOST_KEPT and (is_again or query.live is None):
             return np.asarray(self._by_item(moment).take(positions, axis=0, mode="clip").T)
+        if query.live is None:
+            return np.asarray(self._shares_at(moment).take(positions, axis=1, mode="clip"))
         return self._log_shares_now(query.live, moment.at, positions)
 
     def _log_shares_now(self, live: LiveSignals, at: float, positions: Indices) -> Scores:

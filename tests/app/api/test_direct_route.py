@@ -17,9 +17,11 @@ from app import telemetry
 from app.api import problems
 from app.api.bodies import RawBody
 from app.api.dependencies import Caller, ResourcesDep, require
-from app.api.direct_route import DirectBodyRoute, DirectRoute, install_shortcut
+from app.api.direct_route import DirectBodyRoute, DirectRoute, Shortcut, install_shortcut
 from app.api.limits import Limits
 from app.api.middleware import Surroundings
+from app.main import create_app
+from app.settings import Settings
 from app.storage.keys import ApiKey, KeyRing, digest_of
 
 KEYS = KeyRing(
@@ -94,6 +96,10 @@ def test_it_lets_in_whom_fastapi_lets_in(key: str | None, status: int) -> None:
     assert direct[0] == status
 
 
+def test_the_service_takes_the_shortcut_before_all_else() -> None:
+    assert isinstance(create_app(Settings()).middleware_stack, Shortcut)
+
+
 def test_it_is_documented_as_any_other_route() -> None:
     assert app_of(DirectRoute).openapi() == app_of(APIRoute).openapi()
 
@@ -105,7 +111,8 @@ async def echo(_: ResourcesDep, raw: RawBody) -> Response:
 
 
 def posted(route: type[APIRoute], body: bytes, *, key: str = "may-write") -> httpx.Response:
-    """As the service stands around it: the shortcut for a direct route, then CORS, then all the rest."""
+    """As the service stands around it: CORS within what surrounds every request, and for a direct route a shortcut past
+    all else."""
     app = FastAPI()
     app.state.resources = SimpleNamespace(keys=KEYS)
     app.state.limits = Limits(0)

@@ -11,12 +11,17 @@ from sqlalchemy import Connection, Engine, event, func, select, text
 from app import telemetry
 from app.catalog.users import hash_of
 from app.feedback.dirty_marks import ERASURE_LOCK
+from app.serving import impressions as impressions_module
 from app.serving.exploration import Sampler
-from app.serving.impressions import Impression, ImpressionWriter
+from app.serving.impressions import LINGER_SECONDS, Impression, ImpressionWriter
 from app.serving.slate import Shown
 from app.storage.tables import impressions
 from models.contracts import Reason
 
+WAITING = text(
+    "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database"
+    " where locktype = 'advisory' and not granted and datname = current_database()"
+)
 SHOWN = Impression("a", datetime.now(UTC), "ann", "feed", "new", "popularity", None, {}, 1, ())
 
 
@@ -79,23 +84,34 @@ def test_what_is_shown_while_postgres_takes_nothing_is_written_later(engine: Eng
 
 
 def test_what_waits_beyond_the_bound_is_lost_and_counted_and_nobody_waits(engine: Engine) -> None:
-    waiting = text(
-        "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database"
-        " where locktype = 'advisory' and not granted and datname = current_database()"
-    )
     lost = telemetry.IMPRESSIONS_LOST.labels("")
     before = lost._value.get()
     writer = ImpressionWriter(engine, capacity=2)
     with engine.begin() as db:
         db.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ERASURE_LOCK})
         writer.record(SHOWN._replace(request_id="under way"))
-        until(lambda: bool(db.scalar(waiting)))
+        until(lambda: bool(db.scalar(WAITING)))
         for number in range(5):
             writer.record(SHOWN._replace(request_id=str(number)))
         assert (writer.queued, lost._value.get() - before) == (2, 3)
     writer.close()
     with engine.connect() as db:
         assert set(db.execute(select(impressions.c.request_id)).scalars()) == {"under way", "0", "1"}
+
+
+def test_full_batches_are_written_without_waiting_for_more(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(impressions_module, "BATCH", 5)
+    writer, lingered = ImpressionWriter(engine, capacity=100), []
+    with engine.begin() as db:
+        db.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": ERASURE_LOCK})
+        writer.record(SHOWN._replace(request_id="under way"))
+        until(lambda: bool(db.scalar(WAITING)))
+        monkeypatch.setattr(writer._closing, "wait", lingered.append)
+        for number in range(14):
+            writer.record(SHOWN._replace(request_id=str(number)))
+    until(lambda: writer.queued == 0)
+    writer.close()
+    assert lingered == [LINGER_SECONDS], "once, for the four that are no batch"
 
 
 def test_what_an_erased_user_saw_before_does_not_come_back(engine: Engine) -> None:
