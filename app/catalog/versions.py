@@ -14,8 +14,8 @@ from sqlalchemy import Connection, update
 from app.storage.tables import versions
 
 Name = Literal["rules", "items", "deletions", "keys", "cache", "experiments"]
-"""rules: blocks and promotions; deletions: items gone; keys: API keys; cache: the prefix of Redis keys; experiments:
-definitions and what runs."""
+"""rules: blocks and promotions; deletions: items and users gone, on which hangs too what writers remember of rows
+(`feedback.known_rows`); keys: API keys; cache: the prefix of Redis keys; experiments: definitions and what runs."""
 
 
 _READ = "SELECT name, epoch || ':' || seq FROM versions"

@@ -34,7 +34,6 @@ UNION ALL SELECT 'floor', what, NULL, kept_from FROM retention_floors
 LOCK_USERS = "SELECT FROM users WHERE row = ANY(%(rows)s) ORDER BY row FOR NO KEY UPDATE"
 
 _KINDS = ", ".join(f"'{kind}'" for kind in sorted(LIKE_KINDS))
-# Constants, not a parameter: else the index of decisions could not be used.
 # OFFSET 0: looked up pair by pair, also by a plan that was made when there were no interactions yet. So are the likes
 # that end, of which a join would read all there are; nobody else touches them, for their users are locked.
 _PAST_DECISIONS = f"""
@@ -171,6 +170,8 @@ def store(
     auto_create: users and items that nobody has named before are created; otherwise a request naming one is
     Invalid, with `errors` at (index of the event, field), and stores nothing. An event on a deleted item is
     stored, and the item stays deleted. Sent to Postgres under a lock that `dirty_marks` takes.
+
+    Once per transaction: a second call would remember the rows that the first one made, also if both are rolled back.
     """
     stored = _insert(db, _first_of_each(chain.from_iterable(requests)), settled=False)
     if stored.odd:

@@ -1,8 +1,12 @@
 """The rows of users and items that a connection has met, so that storing their next events does not look them up.
 
-Only an erasure takes a row away. It gives the version `deletions` another number in its transaction, which overlaps
-with no transaction that stores events (`dirty_marks.ERASURE_LOCK`). So who stores events says which version the given
-rows are of, and nothing is stored where another is in force; then they are forgotten, and looked up again.
+Only an erasure takes a row away, and it or a list of earlier ones adds a tombstone. Each gives the version `deletions`
+another number in its transaction, which overlaps with no transaction that stores events (`dirty_marks.ERASURE_LOCK`).
+So who stores events says which version the given rows are of, and nothing is stored where another is in force; then
+they are forgotten, and looked up again.
+
+An item that is deleted keeps its row, but bumps the same version: that too costs each connection one more run of the
+statement that stores, and then a look-up for each row that it meets again.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 MOST_ROWS = 50_000
-"""Of users, and as many of items: 10 MB. All are forgotten when there are more."""
+"""Of users, and as many of items. Per connection 13 MB with ids of 13 characters, 25 MB with the longest, of 128 ASCII
+characters. All are forgotten when there are more."""
 
 
 class KnownRows:

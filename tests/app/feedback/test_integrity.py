@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
-from app.erasure import erase_user
+from app.catalog.users import hash_of
+from app.erasure import Tombstone, erase_again, erase_user
 from app.feedback.ingest import Ingest
 from app.importers.movietweetings import import_movietweetings
 from tests.app.feedback.examples import an_event
@@ -52,9 +54,17 @@ def await_waiting(engine: Engine, under_way: list[Future[object]], waiting: int)
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, ingest: Ingest, engine: Engine, tmp_path: Path) -> Callable[[], object]:
-    """Stores one event of the user `1`, always the same."""
+    """Stores one event of the user `1`, always the same; `ingest` remembers the rows of user and item already."""
     if request.param == "ingest":
-        return lambda: ingest.submit_blocking([an_event("1", "2", "like", event_id="e1")])
+
+        def submit() -> object:
+            return ingest.submit_blocking([an_event("1", "2", "like", event_id="e1")])
+
+        for _ in range(2):  # what a transaction makes is remembered once it is met again
+            submit()
+        known = ingest._connection().info["segue_rows"]
+        assert (set(known.users), set(known.items)) == ({"1"}, {"2"})
+        return submit
     for name, line in (
         ("ratings.dat", "1::2::9::1400000000"),
         ("movies.dat", "2::Dune (1984)::Drama"),
@@ -82,6 +92,19 @@ def test_a_user_is_not_erased_while_an_event_is_being_stored(
         erasing.result()
     assert count(engine, "SELECT count(*) FROM users") == 0
     assert count(engine, ORPHANS) == 0
+
+
+def test_a_list_of_erasures_is_not_applied_while_an_event_is_being_stored(ingest: Ingest, engine: Engine) -> None:
+    long_ago = Tombstone(hash_of("1"), datetime(2020, 1, 1, tzinfo=UTC))
+    with ThreadPoolExecutor() as pool:
+        with claimed(engine, "e1"):
+            storing: Future[object] = pool.submit(ingest.submit_blocking, [an_event("1", "2", event_id="e1")])
+            await_waiting(engine, [storing], 1)
+            applying: Future[object] = pool.submit(erase_again, engine, ingest.views, [long_ago])
+            await_waiting(engine, [storing, applying], 2)
+            assert not applying.done()
+        storing.result()
+        applying.result()
 
 
 def test_erasures_beside_writers_leave_nothing_that_points_nowhere(ingest: Ingest, engine: Engine) -> None:

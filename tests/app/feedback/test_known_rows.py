@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Connection, Engine, text
 
 from app.catalog import items, users
-from app.catalog.users import User
-from app.erasure import erase_user
+from app.catalog.users import User, hash_of
+from app.erasure import Tombstone, erase_again, erase_user
 from app.feedback import known_rows
 from app.feedback.event_log import store
 from app.feedback.ingest import Ingest
@@ -83,6 +84,16 @@ def test_who_comes_back_has_another_row(db: Connection, engine: Engine, ingest: 
         write(db, ("ann", "dune", kind))
     assert stored(engine)[-2:] == [("ann", "dune", "click"), ("ann", "dune", "like")]
     assert count(engine, ORPHANS) == 0
+    assert "ann" not in known(db).users
+
+
+def test_who_came_back_after_a_listed_erasure_is_not_remembered(db: Connection, engine: Engine, ingest: Ingest) -> None:
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert erase_again(engine, ingest.views, [Tombstone(hash_of("ann"), yesterday)]) == 0
+    with db.begin():
+        of_the_erased_life = an_event("ann", "dune", "like")
+        store(db, [[of_the_erased_life, an_event("bob", "dune", "click", minute=None)]], auto_create=True)
+    assert stored(engine)[4:] == [("bob", "dune", "click")]
     assert "ann" not in known(db).users
 
 
