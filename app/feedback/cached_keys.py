@@ -1,7 +1,7 @@
 """Every key in Redis that names a user, to be deleted when the user is erased.
 
 Each carries the user's hash tag, `{user_id}`, whatever it holds: views under every version of the keys, pinned slates,
-and listening sessions once there are any. They are found by a scan of all keys, a thousand at a time: 60 ms of Redis'
+listening sessions and the list of them. They are found by a scan of all keys, a thousand at a time: 60 ms of Redis'
 time for 100,000 keys, of which others wait for 0.6 ms at most; erasures are rare.
 """
 

@@ -162,7 +162,7 @@ local answer_id, about, most_listens, most_met = ARGV[11], ARGV[12], tonumber(AR
 local answers_kept, now = tonumber(ARGV[15]), tonumber(redis.call('TIME')[1])
 local list, digest = KEYS[2], ARGV[16]
 redis.call('ZADD', list, now + ttl, digest)
-redis.call('EXPIRE', list, ttl)
+if redis.call('PTTL', list) < 1000 * ttl then redis.call('EXPIRE', list, ttl) end
 if redis.call('HGET', key, 'life') ~= life then
   redis.call('DEL', key)
   redis.call('HSET', key, 'life', life, 'id', id)
