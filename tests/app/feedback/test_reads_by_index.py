@@ -18,7 +18,10 @@ from app.settings import DEFAULT_WEIGHTS, Settings
 from models.live.state import LiveState
 
 MANY = 5_000
-READ = "SELECT seq_tup_read, idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'interactions'"
+READ = """
+    SELECT sum(seq_tup_read), sum(idx_tup_fetch) FROM pg_stat_xact_user_tables
+    WHERE relname IN ('interactions', 'event_ids')
+"""
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def watermark(engine: Engine) -> int:
 
 @contextmanager
 def counting(engine: Engine) -> Iterator[tuple[Connection, Counter[str]]]:
-    """A connection, and how many rows of interactions were read by it one after the other, and how many by an index."""
+    """A connection, and how many rows of events were read by it one after the other, and how many by an index."""
     with engine.connect() as db:
         before, read = db.execute(text(READ)).one(), Counter[str]()
         yield db, read
@@ -83,6 +86,7 @@ READERS: dict[str, Callable[[Connection], object]] = {
     "view": lambda db: load(db, "u7", Settings()),
     "list": lambda db: page(db, "u7", limit=10),
     "like": lambda db: deciding_event(db, "u7", "i7", liked=True),
+    "erasure of ids": lambda db: db.exec_driver_sql(ERASE["event_ids"], {"row": 7}),
     "erasure": lambda db: db.exec_driver_sql(ERASE["interactions"], {"row": 7}),
 }
 
@@ -100,6 +104,7 @@ def test_one_user_is_read_without_the_others(engine: Engine, reader: str) -> Non
             ),
             {"many": MANY},
         )
+        db.execute(text("INSERT INTO event_ids (event_id) SELECT event_id FROM interactions"))
     analyze(engine)
     with counting(engine) as (db, read):
         READERS[reader](db)
