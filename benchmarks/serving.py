@@ -3,11 +3,12 @@
     python -m benchmarks.serving [--data var/benchmark] [--rounds 5] [--seconds 4] [--users 1000]
                                 [--connections 8] [--events 20] [--no-memory]
 
-Imports the bundled MovieTweetings data into embedded servers of its own below `--data` and trains a release, which
-takes minutes the first time and is reused afterwards. Then one service with one worker, as `segue serve` starts it,
-and beside it a bare FastAPI application under the same uvicorn flags and without middleware, take turns: hello,
-recommend, recommend while events trickle in, and so on. Asked are established users in random order, each once before
-any is asked again; every answer is 10 items, ranked by the blend.
+Imports the bundled MovieTweetings data into embedded servers of its own below `--data` and trains a release, which takes
+minutes the first time and is reused afterwards. Then one service with one worker, as `segue serve` starts it, and
+beside it a bare FastAPI application under the same uvicorn flags and without middleware, take turns: hello, recommend,
+recommend while events trickle in, and so on. After events each user's first answer costs what it does beside them, also
+in the turn without: `--events 0` leaves the turns with them out. Asked are established users in random order, each once
+before any is asked again; every answer is 10 items, ranked by the blend.
 
 CPU is that of the worker's process with all its threads, until a moment after the last answer: impressions, pinned
 pages, the refresher and the live signals are in it, nothing is subtracted. Postgres and Valkey are not. On a machine
@@ -60,7 +61,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=4)
     options.add_argument("--users", type=int, default=1_000, help="whom to ask, a random sample of those known")
     options.add_argument("--connections", type=int, default=8)
-    options.add_argument("--events", type=float, default=20, help="events per second that trickle in")
+    options.add_argument("--events", type=float, default=20, help="per second that trickle in; 0: no such turn")
     options.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     asked = options.parse_args()
     with ExitStack() as stack:
@@ -113,10 +114,11 @@ def compare(environment: dict[str, str], users: list[str], items: list[str], ask
         turns: dict[str, Callable[[], Cost]] = {
             "hello": lambda: one(hello, bare_process, greet),
             "recommend": lambda: one(service, worker, recommend),
-            f"with {asked.events:g} events/s": lambda: one(
-                service, worker, recommend, beside=events, beside_per_second=asked.events
-            ),
         }
+        if asked.events:
+            turns[f"with {asked.events:g} events/s"] = lambda: one(
+                service, worker, recommend, beside=events, beside_per_second=asked.events
+            )
         rounds = [{name: turn() for name, turn in turns.items()} for _ in range(asked.rounds)]
         for name in turns:
             print(line(name, [turn[name] for turn in rounds], [turn["hello"] for turn in rounds]))
