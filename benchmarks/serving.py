@@ -3,8 +3,8 @@
     python -m benchmarks.serving [--data var/benchmark] [--rounds 5] [--seconds 4] [--users 1000]
                                 [--connections 8] [--events 20] [--no-memory]
 
-Imports the bundled MovieTweetings data into embedded servers of its own below `--data` and trains a release, which takes
-minutes the first time and is reused afterwards. Then one service with one worker, as `segue serve` starts it, and
+Imports the bundled MovieTweetings data into embedded servers of its own below `--data` and trains a release, which
+takes minutes the first time and is reused afterwards. Then one service with one worker, as `segue serve` starts it, and
 beside it a bare FastAPI application under the same uvicorn flags and without middleware, take turns: hello, recommend,
 recommend while events trickle in, and so on. After events each user's first answer costs what it does beside them, also
 in the turn without: `--events 0` leaves the turns with them out. Asked are established users in random order, each once
