@@ -75,11 +75,11 @@ def many(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class JsonAnswer(Response):
-    """A 200 of bytes that nobody between may keep; without the steps that Starlette takes to join headers."""
+    """A 200 that nobody between may keep, as JSON; without the steps that Starlette takes to join headers."""
 
-    def __init__(self, body: bytes) -> None:
-        self.status_code, self.background, self.body = 200, None, body
-        self.raw_headers = [(b"content-length", b"%d" % len(body)), *_NEVER_KEPT]
+    def __init__(self, content: Any) -> None:
+        self.status_code, self.background, self.body = 200, None, orjson.dumps(content)
+        self.raw_headers = [(b"content-length", b"%d" % len(self.body)), *_NEVER_KEPT]
 
 
 _NEVER_KEPT = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, TypeAdapter, field_validator, model_validator
 
@@ -104,7 +103,7 @@ async def post_next(resources: ResourcesDep, raw: RawBody) -> Response:
     """Records the listen, if one is given, and answers with what comes next in this session. `position` counts all that
     the session was given. 404 for a session of another user."""
     ask = parse(ADAPTER, raw).ask()
-    return JsonAnswer(orjson.dumps(_body(ask, await resources.next_tracks.next(ask))))
+    return JsonAnswer(_body(ask, await resources.next_tracks.next(ask)))
 
 
 router.add_api_route(

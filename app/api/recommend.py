@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
@@ -209,7 +208,7 @@ async def recommend(
     if resources.inventories.current.experiments and is_crawler(request.headers):
         ask = ask._replace(is_bot=True)
     page = await (pipeline.recommend(ask) if query.cursor is None else pipeline.next_page(ask, query.cursor))
-    return _json(page_body(page))
+    return JsonAnswer(page_body(page))
 
 
 router.add_api_route(
@@ -256,7 +255,7 @@ async def explain_item(resources: ResourcesDep, user_id: UserId, item_id: ItemId
     """Runs the request for real and looks where the item went; leaves no impression."""
     context = await resources.contexts.read(user_id)
     inventory = await resources.inventories.caught_up(context.versions)
-    return _json(asdict(explain(context, inventory, item_id, limit=limit)))
+    return JsonAnswer(asdict(explain(context, inventory, item_id, limit=limit)))
 
 
 def page_body(page: Page) -> dict[str, Any]:
@@ -323,7 +322,7 @@ def _items_page(resources: Resources, inventory: Inventory, pinned: Pinned, limi
     given = (*pinned.given, *(item.row for item in shown))
     cursor = resources.pages.put(pinned._replace(given=given, remaining=tuple(rest))) if rest else None
     body = {"items": items_body(shown, inventory, len(pinned.given) + 1), "next_cursor": cursor}
-    return _json(body if pinned.window is None else body | {"window": pinned.window})
+    return JsonAnswer(body if pinned.window is None else body | {"window": pinned.window})
 
 
 async def _counted(resources: Resources, watermark: str) -> None:
@@ -332,7 +331,3 @@ async def _counted(resources: Resources, watermark: str) -> None:
         raise Invalid.field(("query", "min_watermark"), f"{watermark!r} is not a watermark of this service")
     if not await resources.counted(int(watermark), WATERMARK_SECONDS):
         raise Unavailable(f"query.min_watermark: {watermark} is not counted after {WATERMARK_SECONDS:.0f} s")
-
-
-def _json(body: Any) -> Response:
-    return JsonAnswer(orjson.dumps(body))
