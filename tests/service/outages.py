@@ -84,7 +84,8 @@ def _hung(data_dir: Path, server: Server) -> Iterator[None]:
     """Nobody answers, and what is sent is kept: done late, when the server goes on."""
     family = _family(running_pids(data_dir)[server])
     for process in family:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:

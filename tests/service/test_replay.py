@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from sqlalchemy import text
 
 from app.storage.database import open_engine
 from models.evaluation.replay import Feed
+from tests.processes import command_line, has_connections, is_living
 from tests.service.conftest import PATIENT
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def test_whatever_ends_it_leaves_no_process_behind(log: Path, tmp_path: Path, en
         running.send_signal(end)
         running.wait(60)
 
-    awaited(lambda: not any(alive(process) for process in (service, *holders)))
+    awaited(lambda: not any(is_living(process) for process in (service, *holders)))
     assert holders
     assert end is signal.SIGKILL or not list(tmp_path.iterdir())
 
@@ -116,7 +116,7 @@ def test_whatever_ends_it_leaves_no_process_behind(log: Path, tmp_path: Path, en
 def serving_below(pid: int) -> psutil.Process | None:
     """The `segue serve` that the process started, once it listens."""
     children = psutil.Process(pid).children()
-    serving = [child for child in children if "serve" in child.cmdline() and child.net_connections()]
+    serving = [child for child in children if "serve" in command_line(child) and has_connections(child)]
     return serving[0] if serving else None
 
 
@@ -124,12 +124,6 @@ def processes_below(folder: Path) -> list[psutil.Process]:
     """Those that were told of the folder: the embedded servers and who watches over them."""
     found = psutil.process_iter(["cmdline"])
     return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or ())]
-
-
-def alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def awaited(ready: Callable[[], T | None]) -> T:

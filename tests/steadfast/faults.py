@@ -15,6 +15,7 @@ import redis
 from app.storage.embedded import running_pids
 from app.storage.embedded.folders import embedded_folder
 from app.storage.embedded.state import read_live_state
+from tests.processes import command_line
 from tests.steadfast.history import Fault
 from tests.steadfast.services import Service, Services
 
@@ -148,7 +149,7 @@ class Faults:
     def _backends(self) -> list[psutil.Process]:
         """Those that serve a connection: their titles name the database."""
         children = self._server("postgres").children()
-        return _some([child for child in children if "segue segue" in " ".join(child.cmdline())], "backend")
+        return _some([child for child in children if "segue segue" in " ".join(command_line(child))], "backend")
 
 
 def _kill(service: Service) -> None:

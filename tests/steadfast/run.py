@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from app.storage.embedded import running_pids
+from tests.processes import is_living
 from tests.steadfast import stage
 from tests.steadfast.checker import (
     LONGEST_ANSWER_S,
@@ -25,7 +26,7 @@ from tests.steadfast.checker import (
 from tests.steadfast.faults import Faults, NobodyThere
 from tests.steadfast.history import Fault, told
 from tests.steadfast.load import Load, Pace
-from tests.steadfast.services import Services, is_living, seconds_until_gone
+from tests.steadfast.services import Services, seconds_until_gone
 
 WORKERS = (2, 1)
 """Of the services: the first runs uvicorn's parent and two workers, the second is its own worker."""

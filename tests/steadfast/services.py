@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from app.storage.embedded import running_pids
+from tests.processes import command_line
 from tests.steadfast.calls import Target
 
 SERVERS = frozenset({"supervisor", "postgres", "valkey"})
@@ -68,7 +69,7 @@ class Service:
 
     def children(self, argument: str) -> list[psutil.Process]:
         """Those whose command line has this in it."""
-        return [child for child in self.family()[1:] if argument in _command_line(child)]
+        return [child for child in self.family()[1:] if argument in " ".join(command_line(child))]
 
     def family(self) -> list[psutil.Process]:
         """The parent and all that it started, but for the embedded servers, which are init's."""
@@ -127,19 +128,6 @@ def seconds_until_gone(is_gone: Callable[[], bool]) -> float:
     while not is_gone() and time.monotonic() - began < END_PATIENCE_S:
         time.sleep(_POLL_S)
     return time.monotonic() - began
-
-
-def is_living(process: psutil.Process) -> bool:
-    """A zombie does not count, though its parent has yet to take leave of it."""
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def _command_line(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def _free_port() -> int:

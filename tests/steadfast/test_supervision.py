@@ -15,8 +15,9 @@ from uvicorn import Config
 from app.cli import children
 from app.cli.children import Worker
 from app.storage.embedded import running_pids
+from tests.processes import is_living
 from tests.steadfast.calls import call
-from tests.steadfast.services import SERVERS, Service, is_living
+from tests.steadfast.services import SERVERS, Service
 
 pytestmark = pytest.mark.xdist_group("service")
 
