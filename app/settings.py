@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     prune_seconds: float = Field(default=3_600, gt=0, description="how often what is older is looked for")
     redis_timeout_seconds: float = Field(default=0.25, gt=0, description="longest wait for one Redis answer")
     database_timeout_seconds: float = Field(default=10, gt=0, description="longest statement on Postgres")
-    database_pool: int = Field(default=8, ge=1, description="Postgres connections per worker")
+    database_pool: int = Field(default=8, ge=3, description="Postgres connections per worker; two store events")
     drain_seconds: int = Field(default=10, ge=0, description="how long SIGTERM waits for open requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="log level")
 

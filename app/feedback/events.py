@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One message about what a user did, checked by whoever made it.
 
     kind:      one of settings.FEEDBACK_KINDS, or `unlike`

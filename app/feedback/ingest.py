@@ -1,15 +1,15 @@
-"""Group commit: concurrent requests hand their events to one thread, which writes whatever has queued up in one
+"""Group commit: concurrent requests hand their events to a thread, which writes whatever has queued up in one
 transaction and wakes them once it is durable. There is no timer: what queued during the last commit is the batch.
+Where many events queue meanwhile a second thread writes them, so that neither this process nor Postgres waits for the
+other (docs/decisions/0023).
 
 A request gets 503 when the queue is full, or when Postgres is away or did not confirm in time; a retry with the
-same ids is always safe. A batch that fails for another reason is retried request by request, so that one
-request which can't be stored doesn't fail the others.
+same ids is always safe.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -19,14 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from redis import Redis
-from sqlalchemy import Connection, Engine
-from sqlalchemy import exc as database_errors
+from sqlalchemy import Engine
 
-from app.catalog import versions
-from app.errors import Invalid, SegueError, Unavailable
+from app.errors import Unavailable
 from app.feedback.cache_version import SETTLE_SECONDS
-from app.feedback.dirty_marks import OutcomeUnknown, ViewWriter
-from app.feedback.event_log import store
+from app.feedback.dirty_marks import ViewWriter
+from app.feedback.event_writer import EventWriter, Given, Outcome
 from app.feedback.events import Event, Receipt
 from app.settings import Settings
 
@@ -34,17 +32,11 @@ __all__ = ["Event", "Ingest", "Receipt"]
 
 GROUP_EVENTS = 5_000
 """A group takes no further request beyond this many events: 0.2 s of work."""
+SECOND_FROM = 100
+"""So many events must wait for the second writer to take them while the first writes: a transaction costs as much as
+some 50 events."""
 REMEMBERED_SECONDS = 30.0
 """So long a refusal is told of where nobody tries again."""
-TRY_AGAIN = frozenset({"40001", "40P01"})
-"""SQLSTATEs of a serialization failure and a deadlock: the same group may well succeed now."""
-
-logger = logging.getLogger(__name__)
-
-
-Given = tuple[Receipt, float]
-"""A receipt, and the monotonic second before which it must not be given out."""
-Outcome = Given | Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +49,7 @@ class Waiting:
 
 
 class Ingest:
-    """The writer thread and its queue. One per process; `close` before the engine is disposed of."""
+    """The queue and the threads that write it. One per process; `close` before the engine is disposed of."""
 
     def __init__(
         self,
@@ -68,10 +60,8 @@ class Ingest:
         settle_seconds: float = SETTLE_SECONDS,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """cache, settle_seconds: as for ViewWriter. on_commit: called in the thread after each commit."""
+        """cache, settle_seconds: as for ViewWriter. on_commit: called in a writer's thread after each commit."""
         self.views = ViewWriter(cache, ttl_seconds=settings.view_ttl_seconds, settle_seconds=settle_seconds)
-        self._engine = engine
-        self._auto_create = settings.auto_create
         self._on_commit = on_commit
         self._queue_limit = settings.ingest_queue
         self._drain_seconds = settings.drain_seconds
@@ -81,10 +71,17 @@ class Ingest:
         self._queued_events = 0
         self._refused: tuple[float, str] | None = None
         self._closing = False
-        self._wake = threading.Condition()
-        self._db: Connection | None = None
-        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._wake_first, self._wake_second = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._first_is_writing = False
+        self.first, self.second = (
+            EventWriter(engine, self.views, auto_create=settings.auto_create, tell=self._note) for _ in range(2)
+        )
+        self._threads = [
+            threading.Thread(target=run, name="ingest", daemon=True) for run in (self._run_first, self._run_second)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def submit(self, events: Sequence[Event], *, settled: bool = True) -> Receipt:
         """Stores the events of one request, all or none; returns once they are durable.
@@ -121,11 +118,14 @@ class Ingest:
 
     def close(self) -> None:
         """Takes no more events, writes what is queued (for at most `drain_seconds`), fails the rest."""
-        with self._wake:
+        with self._lock:
             self._closing = True
-            self._wake.notify()
-        self._thread.join(self._drain_seconds)
-        with self._wake:
+            self._wake_first.notify()
+            self._wake_second.notify()
+        ends = time.monotonic() + self._drain_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+        with self._lock:
             left = list(self._queue)
             self._queue.clear()
         _deliver(left, [Unavailable("the service is stopping: retry with the same ids")] * len(left))
@@ -142,7 +142,7 @@ class Ingest:
         return self._queued_events
 
     def _enqueue(self, waiting: Waiting) -> None:
-        with self._wake:
+        with self._lock:
             if self._closing:
                 raise Unavailable("the service is stopping: retry with the same ids")
             total = self._queued_events + len(waiting.events)
@@ -152,77 +152,54 @@ class Ingest:
             self._queued_events = total
 
     def _wake_up(self) -> None:
-        with self._wake:
-            self._wake.notify()
+        with self._lock:
+            if not self._first_is_writing:
+                self._wake_first.notify()
+            elif self._queued_events >= SECOND_FROM:
+                self._wake_second.notify()
 
-    def _run(self) -> None:
-        with suppress(database_errors.SQLAlchemyError):
-            self._learn_version()
-        while group := self._take():
-            _deliver(group, self._outcomes(group))
-        self._disconnect()
+    def _note(self, refusal: str | None) -> None:
+        """What a writer heard of Postgres last."""
+        if refusal is None:
+            self._refused = None
+            self._on_commit()
+        else:
+            self._refused = time.monotonic(), refusal
 
-    def _learn_version(self) -> None:
-        with self._connection().begin():
-            self.views.observe(versions.read(self._connection())["cache"])
+    def _run_first(self) -> None:
+        self.first.learn_version()
+        while group := self._taken_by_first():
+            _deliver(group, self.first.outcomes([waiting.events for waiting in group]))
+        self.first.disconnect()
+
+    def _taken_by_first(self) -> list[Waiting]:
+        """Waits for any request. Empty when it is time to stop."""
+        with self._lock:
+            self._first_is_writing = False
+            self._wake_first.wait_for(lambda: self._queue or self._closing)
+            self._first_is_writing = True
+            return self._take()
+
+    def _run_second(self) -> None:
+        while group := self._taken_by_second():
+            _deliver(group, self.second.outcomes([waiting.events for waiting in group]))
+        self.second.disconnect()
+
+    def _taken_by_second(self) -> list[Waiting]:
+        """Waits for SECOND_FROM events. Empty when it is time to stop."""
+        with self._lock:
+            self._wake_second.wait_for(lambda: self._queued_events >= SECOND_FROM or self._closing)
+            return self._take()
 
     def _take(self) -> list[Waiting]:
-        """Everything queued, up to GROUP_EVENTS; waits for the first. Empty when it is time to stop."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing)
-            group: list[Waiting] = []
-            size = 0
-            while self._queue and size < GROUP_EVENTS:
-                group.append(self._queue.popleft())
-                size += len(group[-1].events)
-            self._queued_events -= size
+        """Everything queued, up to GROUP_EVENTS."""
+        group: list[Waiting] = []
+        size = 0
+        while self._queue and size < GROUP_EVENTS:
+            group.append(self._queue.popleft())
+            size += len(group[-1].events)
+        self._queued_events -= size
         return group
-
-    def _outcomes(self, group: Sequence[Waiting], *, again: bool = True) -> list[Outcome]:
-        """One outcome per request; never raises, for the thread must survive."""
-        try:
-            return self._write([waiting.events for waiting in group])
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-            return self._after(error, group, again)
-
-    def _write(self, requests: Sequence[Sequence[Event]]) -> list[Outcome]:
-        # What was on screen is no part of a past: it would have every next view built again for nothing.
-        users = {event.user_id for events in requests for event in events if event.kind != "impression"}
-        db, gone = self._connection(), set[str]()
-        with self.views.changing(db, users, wait=False) as change:
-            receipts = store(db, requests, auto_create=self._auto_create, gone=gone)
-            # A mark would be a key in the cache that names who was erased.
-            users -= gone
-        self._refused = None
-        self._on_commit()
-        return [receipt if isinstance(receipt, Invalid) else (receipt, change.settled_at) for receipt in receipts]
-
-    def _after(self, error: Exception, group: Sequence[Waiting], again: bool) -> list[Outcome]:
-        if not isinstance(error, OutcomeUnknown) and _was_cut_off(error) and again:
-            self._disconnect()
-            return self._outcomes(group, again=False)
-        if _is_about_postgres(error):
-            cause = _first_line(error)
-            logger.warning("a batch of %d requests was not stored: %s", len(group), cause)
-            self._refused = time.monotonic(), cause
-            self._disconnect()
-            return [_as_answer(error)] * len(group)
-        if len(group) == 1:
-            return [_as_answer(error)]
-        return [outcome for waiting in group for outcome in self._outcomes([waiting])]
-
-    def _connection(self) -> Connection:
-        # Kept between groups: taking one from the pool costs a ping of its own.
-        if self._db is None:
-            self._db = self._engine.connect()
-        return self._db
-
-    def _disconnect(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            with suppress(database_errors.SQLAlchemyError):
-                db.invalidate()
-                db.close()
 
 
 def _deliver(group: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
@@ -246,43 +223,6 @@ def _resolve(answers: Sequence[tuple[Waiting, Outcome]]) -> None:
             waiting.answer.set_exception(outcome)
         else:
             waiting.answer.set_result(outcome)
-
-
-def _was_cut_off(error: Exception) -> bool:
-    """Whether the connection was lost, or the transaction chosen as a victim, before its commit was sent."""
-    if not isinstance(error, database_errors.DBAPIError):
-        return False
-    return error.connection_invalidated or getattr(error.orig, "pgcode", None) in TRY_AGAIN
-
-
-def _first_line(error: Exception) -> str:
-    """Not all of it: SQLAlchemy repeats the statement and its parameters."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-
-
-def _is_about_postgres(error: Exception) -> bool:
-    """Whether the server is at fault and not what it was asked to store."""
-    return isinstance(
-        error,
-        (
-            Unavailable,
-            database_errors.OperationalError,
-            database_errors.InterfaceError,
-            database_errors.InternalError,
-            database_errors.TimeoutError,
-        ),
-    )
-
-
-def _as_answer(error: Exception) -> Exception:
-    """The error as the caller should hear of it."""
-    if isinstance(error, SegueError):
-        return error
-    if _is_about_postgres(error):
-        return Unavailable("Postgres did not take the events, nothing was stored: retry with the same ids")
-    if isinstance(error, (database_errors.DataError, database_errors.StatementError, ValueError, TypeError)):
-        return Invalid(f"an event can't be stored: {error}")
-    return error
 
 
 def _no_answer() -> Unavailable:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import make_url
 
 from app.errors import Invalid, Unavailable
+from app.feedback import event_writer
 from app.feedback import ingest as ingest_module
 from app.feedback.dirty_marks import ERASURE_LOCK
 from app.feedback.events import Event, Receipt
@@ -170,7 +171,7 @@ class TestManyRequests:
     def test_writers_with_the_same_ids_neither_deadlock_nor_store_twice(
         self, engine: Engine, cache: redis.Redis, postgres_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(ingest_module, "TRY_AGAIN", frozenset())  # a deadlock is a failure here
+        monkeypatch.setattr(event_writer, "TRY_AGAIN", frozenset())  # a deadlock is a failure here
         engines = [open_engine(postgres_url) for _ in range(4)]
         writers = [Ingest(each, cache, Settings(), settle_seconds=0) for each in engines]
         # Known users and items, and no likes: what is left to lock is the ids of the events.

@@ -62,7 +62,7 @@ def store(request: pytest.FixtureRequest, ingest: Ingest, engine: Engine, tmp_pa
 
         for _ in range(2):  # what a transaction makes is remembered once it is met again
             submit()
-        known = ingest._connection().info["segue_rows"]
+        known = ingest.first.connection().info["segue_rows"]
         assert (set(known.users), set(known.items)) == ({"1"}, {"2"})
         return submit
     for name, line in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -84,7 +83,7 @@ def test_a_day_counts_once_late_events_and_stronger_ones_included(
 def test_a_clock_that_runs_ahead_is_overruled_by_the_receipt(engine: Engine, ingest: Ingest, follow: Follow) -> None:
     follower = follow()
     ahead = datetime.now(UTC) + timedelta(minutes=4)
-    ingest.submit_blocking([replace(an_event("ann", "a"), timestamp=ahead)])
+    ingest.submit_blocking([an_event("ann", "a")._replace(timestamp=ahead)])
     state = caught_up(engine, follower)
     with engine.connect() as db:
         received = db.execute(text("select extract(epoch from received_at)::float8 from interactions")).scalar_one()
