@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that does something else for two seconds is no Postgres that is away, nor a process that was stopped."""
+    """A machine that does something else for two seconds is no Postgres that is away, and no process was stopped."""
     monkeypatch.setattr(context, "POSTGRES_SECONDS", 60.0)
     monkeypatch.setattr(cache_version, "TRUST_SECONDS", TRUST_SECONDS)
 
