@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
@@ -23,6 +24,10 @@ from sqlalchemy.pool import NullPool
 from app.storage.database import migrate, open_engine
 from app.storage.embedded import embedded_servers
 from app.storage.tables import metadata
+
+# The same examples in every run, however long the machine takes for one.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 REDIS_DATABASES = 16
 CLAIM_SECONDS = 3_600
