@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def data_dir() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     for pid in running_pids(folder).values():  # a failed test's; none otherwise
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     home = known_postgres_home(folder / "embedded")
     for leftover in (folder, home, socket_folder(folder / "embedded")):
         shutil.rmtree(leftover, ignore_errors=True)
