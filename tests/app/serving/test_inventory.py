@@ -34,6 +34,12 @@ def host(engine: Engine, redis_url: str, tmp_path: Path) -> Iterator[InventoryHo
         yield InventoryHost(engine, cache, Settings(data_dir=tmp_path), LiveState())
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that does something else for two seconds is no Postgres that is away."""
+    monkeypatch.setattr(inventory, "CATCH_UP_SECONDS", 60.0)
+
+
 def changed_rules(engine: Engine) -> dict[str, str]:
     with engine.begin() as db:
         versions.bump(db, "rules")
