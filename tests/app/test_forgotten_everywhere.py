@@ -310,7 +310,7 @@ def test_a_postgres_that_takes_too_long_does_not_keep_redis_from_forgetting(
     with engine.begin() as db:
         db.execute(text("update tombstones set forgotten_at = null"))
     write_late(engine, cache, gone)
-    hurried = open_engine(engine.url.render_as_string(hide_password=False), statement_timeout_seconds=0.2)
+    hurried = open_engine(engine.url.render_as_string(hide_password=False), statement_timeout_seconds=2)
     with engine.begin() as held:
         held.execute(text("lock table impressions"))
         with pytest.raises(OperationalError):
