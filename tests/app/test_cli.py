@@ -147,7 +147,7 @@ def test_live_signals_are_checked_against_the_events(environment: dict[str, str]
         db.execute(text(A_CLICK), {"id": "e1"})
     assert "nothing is stored yet" in segue(environment, "live", "check").stderr
     follower = LiveFollower(engine, Settings())
-    assert follower.caught_up(10)
+    assert follower.caught_up(60)
     follower.close()
     with engine.begin() as db:
         db.execute(text(A_CLICK), {"id": "e2"})
