@@ -306,8 +306,8 @@ def test_what_is_installed_trains_and_serves(clean_place: CleanPlace, tmp_path: 
     place.run("segue", "import", "movietweetings", write_sample(tmp_path / "sample"), "--shift-to-now")
     place.run("segue", *COMPOSE["services"]["train"]["command"])
     with served(place) as url:
-        ready = httpx.get(f"{url}/readyz").raise_for_status().json()
-        answer = httpx.get(f"{url}/recommend", params={"user_id": "newcomer"}).raise_for_status().json()
+        ready = httpx.get(f"{url}/readyz", timeout=60).raise_for_status().json()
+        answer = httpx.get(f"{url}/recommend", params={"user_id": "newcomer"}, timeout=60).raise_for_status().json()
         run(sys.executable, *(word.replace("http://127.0.0.1:8000", url) for word in only("HEALTHCHECK").words()[1:]))
 
     assert ready["degraded"] == {}
@@ -350,7 +350,7 @@ def served(place: CleanPlace) -> Iterator[str]:
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if httpx.get(f"{url}/healthz").is_success:
