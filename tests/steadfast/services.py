@@ -98,7 +98,8 @@ class Service:
             self.process.terminate()
         _, left = psutil.wait_procs(family, timeout=60)
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 class Services:

@@ -53,7 +53,7 @@ def test_what_dies_while_postgres_is_away_neither_ends_the_others_nor_stays_away
         (another,) = awaited(lambda: started_since(service, killed, survivor), "the killed worker is not started again")
         awaited(lambda: not is_living(another), "it starts without Postgres")
         assert is_living(survivor), service.log_tail(60)
-        assert answers(service)
+        awaited(lambda: answers(service), "it does not answer")
     finally:
         supervisor.resume()
 
