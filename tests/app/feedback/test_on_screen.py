@@ -71,7 +71,7 @@ def test_a_view_in_the_cache_stays_as_it_is(
 
 
 def test_a_cache_that_is_away_is_not_asked(engine: Engine, dead_cache: redis.Redis) -> None:
-    writer = Ingest(engine, dead_cache, Settings(), settle_seconds=30)
+    writer = Ingest(engine, dead_cache, Settings(), settle_seconds=0)
     before = rows(engine, "SELECT seq FROM versions WHERE name = 'cache'")
     assert writer.submit_blocking([on_screen("dune", 1)]).accepted == 1
     assert rows(engine, "SELECT seq FROM versions WHERE name = 'cache'") == before
