@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.storage.database import open_engine
-from app.training import releases
-from tests.service.conftest import Service, Stores, running
+from tests.service.conftest import Service, Stores, activate, copy_release, running
 from tests.service.outages import until, up
 from tests.service.test_recommend import ids, recommend, someone
 
@@ -28,17 +26,13 @@ class Place:
         self.good = self.activated()
 
     def activated(self) -> str:
-        """A whole release, made current as `segue train` does it."""
-        release_id, engine = self.copied(), open_engine(str(self._settings.database_url))
-        releases.register(engine, release_id, {"metrics": {}})
-        releases.activate(engine, self._settings, release_id, actor="tests")
-        engine.dispose()
+        """A whole release, made current."""
+        release_id = self.copied()
+        activate(self._settings, release_id)
         return release_id
 
     def copied(self) -> str:
-        release_id = releases.new_release_id()
-        shutil.copytree(self._original, self.folder / release_id)
-        return release_id
+        return copy_release(self._settings, self._original)
 
     def point_to(self, content: bytes) -> None:
         (self.folder / "current").write_bytes(content)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 import redis
 
-from tests.service.conftest import Service, Stores, await_ready, free_port, running
+from tests.service.conftest import KEYS, Service, Stores, await_ready, client_of, free_port, running
 from tests.service.outages import How, Island, Server, island, metric, until, up
 from tests.service.test_recommend import ids, like, recommend, send, someone
 
@@ -212,6 +212,6 @@ def test_a_process_that_starts_without_postgres_waits_for_it_and_says_so(whole: 
             stack.callback(process.terminate)
             until(lambda: b"waiting for Postgres" in log.read_bytes())
             assert process.poll() is None
-        client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
+        client = stack.enter_context(client_of(f"http://127.0.0.1:{port}", KEYS["admin"]))
         await_ready(client, process)
-        assert client.get("/readyz").json()["degraded"] == {}
+        until(lambda: client.get("/readyz").json()["degraded"] == {})

@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-import httpx
 import pytest
 from sqlalchemy import Engine
 
 from app.storage import keys
 from app.storage.database import open_engine
-from tests.service.conftest import Service, Stores
+from tests.service.conftest import Service, Stores, client_of
 
 
 @pytest.fixture
@@ -23,7 +22,8 @@ def database(stores: Stores) -> Iterator[Engine]:
 
 
 def status(service: Service, key: str) -> int:
-    return httpx.get(f"{service.url}/items", headers={"X-API-Key": key}, params={"limit": 1}).status_code
+    with client_of(service.url, key) as client:
+        return client.get("/items", params={"limit": 1}).status_code
 
 
 def becomes(services: tuple[Service, Service], key: str, expected: int) -> None:

@@ -2,17 +2,18 @@
 
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.service.conftest import KEYS, Service, Stores, running, train_release
+from tests.service.conftest import ANSWER_SECONDS, KEYS, Service, Stores, activate, copy_release, running
 from tests.service.test_recommend import ids, like, recommend, send, someone
 
 
 def test_healthz_readyz_and_metrics_need_no_key(a: Service) -> None:
-    with httpx.Client(base_url=a.url) as anonymous:
+    with httpx.Client(base_url=a.url, timeout=ANSWER_SECONDS) as anonymous:
         assert anonymous.get("/healthz").json() == {"status": "ok"}
         ready = anonymous.get("/readyz").json()
         metrics = anonymous.get("/metrics")
@@ -54,14 +55,15 @@ def test_each_scope_opens_its_own_doors(a: Service, scope: str, method: str, pat
 
 @pytest.mark.parametrize("headers", [{}, {"X-API-Key": ""}, {"X-API-Key": "wrong"}, {"X-API-Key": KEYS["read"] + "x"}])
 def test_without_a_known_key_there_is_no_answer(a: Service, headers: dict[str, str]) -> None:
-    answer = httpx.get(f"{a.url}/recommend", params={"user_id": "u"}, headers=headers)
+    answer = httpx.get(f"{a.url}/recommend", params={"user_id": "u"}, headers=headers, timeout=ANSWER_SECONDS)
     assert answer.status_code == 401
     assert answer.headers["content-type"] == "application/problem+json"
     assert "X-API-Key" in answer.json()["detail"]
 
 
 def test_a_key_of_odd_bytes_is_a_wrong_key(a: Service) -> None:
-    answer = httpx.get(f"{a.url}/recommend", params={"user_id": "u"}, headers=[(b"X-API-Key", b"\xff\xfe\x80")])
+    odd = [(b"X-API-Key", b"\xff\xfe\x80")]
+    answer = httpx.get(f"{a.url}/recommend", params={"user_id": "u"}, headers=odd, timeout=ANSWER_SECONDS)
     assert answer.status_code == 401
 
 
@@ -111,7 +113,8 @@ def test_a_release_is_swapped_in_every_process_and_back_while_requests_go_on(
     a: Service, b: Service, stores: Stores
 ) -> None:
     first = recommend(b, someone(), limit=5)
-    second_id = train_release(stores.settings)
+    second_id = copy_release(stores.settings, stores.settings.releases_dir / stores.release_id)
+    activate(stores.settings, second_id)
     _until(lambda: recommend(b, someone())["release"] == second_id)
     listed = a.client.get("/admin/releases").json()["items"]
     assert [release["release_id"] for release in listed if release["current"]] == [second_id]
@@ -193,10 +196,12 @@ def _until(condition: object, *, seconds: float = 60) -> None:
 def test_metrics_are_those_of_all_workers(stores: Stores) -> None:
     with running(stores.environment, "--workers", "2") as service:
         for _ in range(30):
-            httpx.get(f"{service.url}/recommend", params={"user_id": someone()}, headers=service.client.headers)
+            # Over a connection of its own, so that either worker may take it.
+            with service.as_("read") as client:
+                assert recommend(replace(service, client=client), someone())["recommender"] == "live_counts"
         counted = [
             float(line.rpartition(" ")[2])
-            for line in httpx.get(f"{service.url}/metrics").text.splitlines()
+            for line in service.client.get("/metrics").text.splitlines()
             if line.startswith('segue_recommendations_total{recommender="live_counts"')
         ]
     assert sum(counted) == 30

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -29,6 +28,7 @@ from app.settings import Settings
 from app.storage.database import database_id, open_engine
 from app.storage.tables import database_identity
 from tests.service.conftest import KEYS, Service, Stores, running
+from tests.service.outages import until
 from tests.service.sample import write_sample
 
 EXAMPLES = 8
@@ -58,7 +58,7 @@ def guinea_pig(
     shutil.copytree(stores.settings.data_dir, folder / "var")
     more = {"DATABASE_URL": database_url, "REDIS_URL": redis_server_url, "SEGUE_DATA_DIR": str(folder / "var")}
     with running({**stores.environment, **more}) as service:
-        assert service.client.get("/readyz").json()["degraded"] == {}
+        until(lambda: service.client.get("/readyz").json()["degraded"] == {})
         yield service
 
 
@@ -86,7 +86,7 @@ TRAIN = "/admin/train"
 
 
 def test_the_running_service_serves_this_document(guinea_pig: Service) -> None:
-    assert httpx.get(f"{guinea_pig.url}/openapi.json").json() == json.loads(json.dumps(DOCUMENT))
+    assert guinea_pig.client.get("/openapi.json").json() == json.loads(json.dumps(DOCUMENT))
 
 
 def fuzzed(path: str, method: str) -> Callable[[Case, Service], None]:
@@ -117,4 +117,4 @@ def test_an_answer_that_is_not_as_documented_is_noticed(guinea_pig: Service) -> 
 
 
 def test_it_is_still_ready_afterwards(guinea_pig: Service) -> None:
-    assert guinea_pig.client.get("/readyz").json()["degraded"] == {}
+    until(lambda: guinea_pig.client.get("/readyz").json()["degraded"] == {})
