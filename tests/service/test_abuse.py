@@ -7,12 +7,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 import httpx
 import orjson
 import pytest
 
 from tests.service.conftest import KEYS, Service, running
+from tests.service.test_recommend import ids, recommend
 
 CLIENT_SECONDS = 3.0
 """Longer than a busy machine keeps one of our own clients from sending what it has begun."""
@@ -46,9 +48,14 @@ def goes_on(service: Service) -> Iterator[None]:
     """Whatever a test did, afterwards others are served."""
     yield
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while httpx.get(f"{service.url}/users", headers={"X-API-Key": KEYS["read"]}).status_code != 200:
+    while get(service, "/users").status_code != 200:
         assert time.monotonic() < deadline, "it does not serve any more"
         time.sleep(0.1)
+
+
+def get(service: Service, path: str) -> httpx.Response:
+    """Over a connection of its own."""
+    return httpx.get(f"{service.url}{path}", headers={"X-API-Key": KEYS["read"]}, timeout=PATIENCE_SECONDS)
 
 
 def connected(service: Service) -> socket.socket:
@@ -108,7 +115,7 @@ class TestSlowClients:
     def test_a_body_that_never_ends_is_408_and_nothing_is_stored(self, service: Service) -> None:
         status, _ = problem_of(sent(service, f'{POST}Content-Length: 100\r\n\r\n{{"user_id": "slow"'))
         assert status == 408
-        assert httpx.get(f"{service.url}/users/slow", headers={"X-API-Key": KEYS["read"]}).status_code == 404
+        assert get(service, "/users/slow").status_code == 404
 
     def test_a_client_that_reads_no_answer_is_cut_off(self, service: Service) -> None:
         """It may leave its system's buffers full, and one of ours for as long as that takes at the slowest rate."""
@@ -135,8 +142,7 @@ class TestTooMuch:
             with ExitStack() as idle:
                 for _ in range(CONNECTIONS):
                     idle.enter_context(connected(service))
-                answered = httpx.get(f"{service.url}/users", headers={"X-API-Key": KEYS["read"]})
-                health = httpx.get(f"{service.url}/healthz")
+                answered, health = get(service, "/users"), get(service, "/healthz")
             if answered.status_code == 503:
                 break
             assert time.monotonic() < deadline, "there is no limit"
@@ -256,10 +262,8 @@ def test_tricky_ids_are_each_a_user_of_its_own(service: Service) -> None:
         assert stored.json()["accepted"] == len(TRICKS)
     with service.as_("read") as client:
         for n, user in enumerate(TRICKS):
-            seen = client.get(
-                "/recommend", params={"user_id": user, "limit": 100, "min_watermark": stored.json()["watermark"]}
-            )
-            shown = {item["item_id"] for item in seen.json()["items"]}
+            seen = recommend(replace(service, client=client), user, limit=100, min_watermark=stored.json()["watermark"])
+            shown = set(ids(seen))
             assert {f"of {m}" for m in range(len(TRICKS))} - shown == {f"of {n}"}, user
 
 

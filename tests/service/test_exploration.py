@@ -14,7 +14,7 @@ from app.serving.exploration import generator_of, plackett_luce, propensities_of
 from app.storage.database import open_engine
 from app.storage.tables import impressions, items, on_screen
 from tests.service.conftest import Service, Stores, running
-from tests.service.test_recommend import ids, like, recommend, send, someone
+from tests.service.test_recommend import ids, like, recommend, send, settle, someone
 from tests.service.test_rules import Put, put
 
 __all__ = ["put"]
@@ -44,7 +44,7 @@ def written(database: Engine, page: dict) -> Row:
         if row is not None:
             return row
         time.sleep(0.1)
-    raise AssertionError(f"the impression of {page['request_id']} was not written in 10 s")
+    raise AssertionError(f"the impression of {page['request_id']} was not written in a minute")
 
 
 def row_of(database: Engine, item_id: str) -> int:
@@ -55,6 +55,7 @@ def row_of(database: Engine, item_id: str) -> int:
 
 def test_two_answers_differ_and_without_exploration_they_do_not(drawing: Service, a: Service) -> None:
     user = someone()
+    settle(a)
     drawn = [tuple(ids(recommend(drawing, user))) for _ in range(5)]
     assert len(set(drawn)) > 1
     assert ids(recommend(a, user)) == ids(recommend(a, user))
@@ -67,6 +68,7 @@ def test_scores_order_a_drawn_answer_too(drawing: Service) -> None:
 
 def test_the_impression_says_how_the_page_was_drawn(drawing: Service, a: Service, database: Engine, put: Put) -> None:
     user = someone()
+    settle(a, drawing)
     undrawn = ids(recommend(a, user, limit=50))
     put("promotions", undrawn[7], {"position": 2})
     put("promotions", undrawn[30], {"boost": 1.01})
@@ -93,6 +95,7 @@ def test_the_candidates_are_the_slate_that_is_shown_without_exploration(
     drawing: Service, a: Service, database: Engine
 ) -> None:
     user = someone()
+    settle(a, drawing)
     for diversity in (0, 0.7):
         undrawn = recommend(a, user, limit=10, diversity=diversity)
         draw = written(database, recommend(drawing, user, limit=10, diversity=diversity)).exploration["draw"]
@@ -172,6 +175,7 @@ def test_what_is_blocked_between_two_pages_leaves_the_propensities_of_the_rest(
 
 def test_forced_recommenders_and_replays_are_not_drawn(drawing: Service, a: Service, database: Engine) -> None:
     user = someone()
+    settle(a, drawing)
     for parameters in ({"recommender": "popularity"}, {"at": "2030-01-01T00:00:00Z"}):
         assert ids(recommend(drawing, user, **parameters)) == ids(recommend(a, user, **parameters))
     forced = written(database, recommend(drawing, user, recommender="popularity"))
@@ -180,6 +184,7 @@ def test_forced_recommenders_and_replays_are_not_drawn(drawing: Service, a: Serv
 
 def test_explain_speaks_of_the_order_without_exploration(drawing: Service, a: Service) -> None:
     user = someone()
+    settle(a, drawing)
     for position, item in enumerate(ids(recommend(a, user, limit=3)), 1):
         why = drawing.client.get("/recommend/explain", params={"user_id": user, "item_id": item}).json()
         assert why["position"] == position

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from app.storage.database import open_engine
 from tests.service.conftest import Service, Stores, running
 from tests.service.test_experiments import act, an_experiment
-from tests.service.test_recommend import ids, like, recommend, send, someone
+from tests.service.test_recommend import ids, like, recommend, send, settle, someone
 
 Run = Callable[..., dict[str, Any]]
 GOOGLE = {"X-Visitor-User-Agent": "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"}
@@ -152,6 +152,7 @@ def test_a_variant_may_leave_promotions_out_and_set_what_the_caller_does_not(a: 
     assert ids(pages[other])[0] == item
     assert item not in ids(pages[user])
     assert explained == {user: False, other: True}
+    settle(a)
     varied = ids(recommend(a, someone(), diversity=1.0))
     assert ids(recommend(a, user, surface=defined["surface"])) == varied
     assert ids(recommend(a, user, surface=defined["surface"], diversity=0.0)) != varied

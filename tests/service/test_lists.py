@@ -11,7 +11,7 @@ import pytest
 from app.storage.database import open_engine
 from app.training import releases
 from tests.service.conftest import Service, Stores
-from tests.service.test_recommend import ids, like, recommend, send, someone
+from tests.service.test_recommend import ids, like, recommend, send, settle, someone
 
 ENTRIES = {
     "/recommend": 10,
@@ -35,6 +35,7 @@ def there(both: tuple[Service, Service], stores: Stores) -> Iterator[dict[str, A
     service, user = both[0], someone()
     items = ids(recommend(service, someone(), recommender="popularity", limit=8))
     send(service, *(like(user, item) for item in items))
+    settle(*both)
     for item in items[:2]:
         service.client.put(f"/admin/blocks/{item}", json={})
     for item in items[2:5]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.service.conftest import Service
 from tests.service.outages import until
-from tests.service.test_recommend import ids, recommend, send, someone
+from tests.service.test_recommend import ids, recommend, send, settle, someone
 
 Make = Callable[[str], str]
 
@@ -94,6 +94,7 @@ def test_later_pages_go_on_in_the_window_that_answered(a: Service, b: Service, a
 
 
 def test_popular_pages(a: Service) -> None:
+    settle(a)
     first = popular(a, window="all", limit=5)
     second = popular(a, window="all", limit=5, cursor=first["next_cursor"])
     assert ids(first) + ids(second) == ids(popular(a, window="all", limit=10))

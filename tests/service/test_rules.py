@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.service.conftest import Service
-from tests.service.test_recommend import ids, like, recommend, send, someone
+from tests.service.test_recommend import ids, like, recommend, send, settle, someone
 
 Put = Callable[[str, str, dict], None]
 
@@ -203,6 +203,7 @@ def test_a_block_holds_in_the_next_lists_without_a_user_of_the_other_process(a: 
 
 def test_a_block_for_a_category_holds_on_the_pages_that_follow(a: Service, b: Service, put: Put) -> None:
     asked = {"category": "Drama", "window": "all"}
+    settle(b)
     whole = ids(b.client.get("/recommend/popular", params=asked | {"limit": 20}).json())
     first = b.client.get("/recommend/popular", params=asked | {"limit": 5}).json()
     put("blocks", whole[5], {"scope": {"category": "Drama"}})
