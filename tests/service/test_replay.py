@@ -31,8 +31,12 @@ BEFORE = 240
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log(tmp_path_factory.mktemp("log") / "log")
+
+
+def write_log(folder: Path) -> Path:
     """MovieTweetings' layout. Four events share each moment, also around the cut; after it half are of newcomers."""
-    folder = tmp_path_factory.mktemp("log")
+    folder.mkdir()
     draw = random.Random(1)
     known = [(user, film) for user in range(USERS) for film in range(FILMS)]
     new = [(user, film) for user in range(USERS, USERS + NEWCOMERS) for film in range(FILMS)]
