@@ -16,7 +16,7 @@ from app.feedback.sessions import digest_of, session_key
 from tests.service.conftest import Service, Stores
 from tests.service.outages import Island, island, metric, until
 from tests.service.test_next_track import ids, listens, page, play, session
-from tests.service.test_recommend import someone
+from tests.service.test_recommend import like, someone
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,16 @@ def go_on(service: Service, user: str, one: str, given: list[str], calls: int) -
     return answers
 
 
+def tracks_in(cache: redis.Redis, key: str) -> list[int]:
+    """Those that Redis knows the session to have met."""
+    return np.frombuffer(cache.hget(key, "met") or b"", "<i4").tolist()
+
+
 def is_whole(island: Island) -> None:
     for service in (island.a, island.b):
+        # An event that was refused is remembered until one is stored, or for half a minute.
+        event = like(someone(), "an-item-of-the-tests")
+        until(lambda service=service, event=event: service.client.post("/events", json=event).status_code == 202)
         until(lambda service=service: service.client.get("/readyz").json()["degraded"] == {})
 
 
@@ -92,8 +100,26 @@ def test_what_a_worker_remembers_of_an_erased_user_is_not_brought_back_to_redis(
     # What was in Redis is on its disk, until the next round of retention.
     assert answers[-1]["items"][0]["position"] <= 5 + len(answers), "what came while it was away is not counted"
     with redis.Redis.from_url(place.environment["REDIS_URL"]) as cache:
-        met = np.frombuffer(cache.hget(session_key(user, digest_of(one)), "met") or b"", "<i4")
-    assert len(met) <= 5 + len(answers)
+        assert len(tracks_in(cache, session_key(user, digest_of(one)))) <= 5 + len(answers)
+    is_whole(place)
+
+
+def test_nobody_is_brought_back_to_redis_while_postgres_cannot_say_who_was_erased(place: Island) -> None:
+    user, one = someone(), session()
+    given = play((place.a,), user, one, 5)
+    key = session_key(user, digest_of(one))
+    with place.without("postgres", "hung"):
+        with place.without("valkey", "hung"):
+            go_on(place.a, user, one, given, 2)
+        with redis.Redis.from_url(place.environment["REDIS_URL"]) as cache:
+            # As an erasure leaves it.
+            cache.delete(key)
+            until(lambda: go_on(place.a, user, one, given, 1)[0]["route"] == "listening")
+            go_on(place.a, user, one, given, 2)
+            assert len(tracks_in(cache, key)) == 4, "three that were given and one that was heard, none of before"
+    until(lambda: go_on(place.a, user, one, given, 1)[0]["route"] == "listening")
+    until(lambda: go_on(place.b, user, one, given, 1)[0]["route"] == "listening")
+    assert len(set(given)) == len(given)
     is_whole(place)
 
 
