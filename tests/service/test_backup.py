@@ -49,8 +49,15 @@ def send(service: Service, *events: dict[str, Any]) -> dict[str, Any]:
 
 
 def ids_of(service: Service, user: str) -> set[str]:
-    answer = service.client.get(f"/users/{user}/interactions", params={"limit": 1000})
-    return {each["event_id"] for each in answer.json()["items"]} if answer.status_code == 200 else set()
+    """All of them, however fast the machine writes."""
+    found: set[str] = set()
+    asked: dict[str, Any] = {"limit": 1000}
+    while (answer := service.client.get(f"/users/{user}/interactions", params=asked)).status_code == 200:
+        found |= {each["event_id"] for each in answer.json()["items"]}
+        if (cursor := answer.json()["next_cursor"]) is None:
+            break
+        asked["cursor"] = cursor
+    return found
 
 
 @contextmanager
