@@ -8,7 +8,7 @@ from pathlib import Path
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "movietweetings-100k"
 FILMS = 400
-USERS = 600
+USERS = 250
 
 
 def write_sample(folder: Path) -> Path:
