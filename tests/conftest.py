@@ -47,6 +47,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with ExitStack() as stack:
         if not (database_url and redis_url):
             own = stack.enter_context(embedded_servers(_shared_folder(tmp_path_factory) / "servers"))
+            leave_the_disk_alone(own.database_url)
             database_url, redis_url = database_url or own.database_url, redis_url or own.redis_url
         yield Servers(database_url, redis_url)
 
@@ -115,6 +116,14 @@ def redis_url(redis_server_url: str) -> str:
     with redis.Redis.from_url(redis_server_url) as client:
         client.flushdb()
     return redis_server_url
+
+
+def leave_the_disk_alone(database_url: str) -> None:
+    """Lets Postgres wait for no disk: nobody pulls the plug, and a busy disk keeps it silent for seconds."""
+    engine = create_engine(_driver(database_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+        _run(engine, f"alter system set {setting} = off")
+    _run(engine, "select pg_reload_conf()")
 
 
 def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
