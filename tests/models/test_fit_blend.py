@@ -18,6 +18,9 @@ from models.retrieval.live_counts import fit_live_counts, refit_live_counts
 from models.two_stage import Blend
 from tests.recommender_contract import NOW
 
+# On one of xdist's workers, so that what is fitted for all is fitted once.
+pytestmark = pytest.mark.xdist_group("fit_blend")
+
 N_RULED = 150
 """Items that people come to by a rule; those above are met by nobody, until a test says otherwise."""
 N_ITEMS = 200

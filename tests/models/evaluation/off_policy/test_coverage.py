@@ -12,6 +12,9 @@ from models.evaluation.off_policy.intervals import difference_of, interval_of, p
 
 LOGS, USERS = 1_000, 300
 
+# On one of xdist's workers, so that the logs are drawn and judged once.
+pytestmark = pytest.mark.xdist_group("off_policy_coverage")
+
 
 @pytest.fixture(scope="module")
 def covered() -> dict[str, float]:
