@@ -299,11 +299,11 @@ def test_what_is_installed_migrates_and_brings_its_data(clean_place: CleanPlace)
 
 @pytest.mark.slow
 def test_what_is_installed_trains_and_serves(clean_place: CleanPlace, tmp_path: Path) -> None:
-    """The steps of the compose file, on a tenth of the data: all of it takes a minute more."""
+    """The steps of the compose file, on a few users of the data: a training is the longest of them by far."""
     place = clean_place._replace(environment={**clean_place.environment, "SEGUE_DATA_DIR": str(tmp_path / "var")})
 
     place.run("segue", "migrate")
-    place.run("segue", "import", "movietweetings", write_sample(tmp_path / "sample"), "--shift-to-now")
+    place.run("segue", "import", "movietweetings", write_sample(tmp_path / "sample", n_users=60), "--shift-to-now")
     place.run("segue", *COMPOSE["services"]["train"]["command"])
     with served(place) as url:
         ready = httpx.get(f"{url}/readyz", timeout=60).raise_for_status().json()

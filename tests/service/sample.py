@@ -11,12 +11,12 @@ FILMS = 400
 USERS = 250
 
 
-def write_sample(folder: Path) -> Path:
+def write_sample(folder: Path, *, n_users: int = USERS) -> Path:
     """Writes ratings.dat and movies.dat in MovieTweetings' layout; returns the folder."""
     ratings = [line.split("::") for line in _lines("ratings.dat.gz")]
     films = {film for film, _ in Counter(rating[1] for rating in ratings).most_common(FILMS)}
     watched = [rating for rating in ratings if rating[1] in films]
-    users = {user for user, _ in Counter(rating[0] for rating in watched).most_common(USERS)}
+    users = {user for user, _ in Counter(rating[0] for rating in watched).most_common(n_users)}
     folder.mkdir(parents=True)
     kept = ("::".join(rating) for rating in watched if rating[0] in users)
     (folder / "ratings.dat").write_text("\n".join(kept) + "\n", "utf-8")

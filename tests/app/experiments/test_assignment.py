@@ -117,10 +117,10 @@ def test_buckets_at_the_edges_are_growthbooks_to_the_last_bit(weights: tuple[flo
 def test_variants_get_their_shares(user_ids: list[str]) -> None:
     for allocation in DEFINED:
         whole = replace(allocation, coverage=1.0, namespace=None, forced={})
-        counts = Counter(whole.variant_of(user_id) for user_id in user_ids)
-        expected = [weight * len(user_ids) for weight in whole.weights]
+        counts = Counter(whole.variant_of(user_id) for user_id in user_ids[:20_000])
+        expected = [weight * 20_000 for weight in whole.weights]
         observed = [counts[variant] for variant in range(len(expected))]
-        assert sum(observed) == len(user_ids), "rounding leaves nobody out"
+        assert sum(observed) == 20_000, "rounding leaves nobody out"
         assert stats.chisquare(observed, expected).pvalue > LEVEL
 
 
