@@ -1,14 +1,15 @@
-"""Issue 4, 2: the disk is full. What can't be written is refused, with its reason, and nothing of it stays."""
+"""The disk is full. What can't be written is refused, with its reason, and nothing of it stays."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg2
 import pytest
 
 from app.errors import Unavailable
@@ -50,6 +51,9 @@ def degraded(service: Service) -> dict[str, str]:
 def test_on_a_full_disk_events_are_refused_whole_and_reads_go_on(place: Island) -> None:
     fan, films = someone(), ids(recommend(place.a, someone(), limit=6))
     send(place.a, *(like(fan, film) for film in films))
+    with closing(psycopg2.connect(place.environment["DATABASE_URL"])) as db, db.cursor() as cursor:
+        # With a whole segment of its log before it: a Postgres that can't begin the next one ends.
+        cursor.execute("select pg_switch_wal()")
     filler = fill(place.data_dir)
     try:
         # Until what Postgres still had room for is used up.

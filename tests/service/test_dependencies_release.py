@@ -1,4 +1,4 @@
-"""Issue 4, 2: a release that is damaged, half there or gone. The last good one serves, and it is said which is not."""
+"""A release that is damaged, half there or gone. The last good one serves, and it is said which is not."""
 
 from __future__ import annotations
 

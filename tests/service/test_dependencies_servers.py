@@ -1,4 +1,4 @@
-"""Issue 4, 2: Redis or Postgres is killed, or hangs; both are; they are when the service starts. It answers, says what
+"""Redis or Postgres is killed, or hangs; both are; they are when the service starts. It answers, says what
 is missing, and heals by itself."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Issue 6, 4: Redis or Postgres goes away in mid-session. The player goes on getting tracks, is told what is missing,
+"""Redis or Postgres goes away in mid-session. The player goes on getting tracks, is told what is missing,
 and the session goes on when the server is back."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Issue 3, 3: after kill -9 at random moments under load the counters equal a recount. Here once each; the benchmark
+"""After kill -9 at random moments under load the counters equal a recount. Here once each; the benchmark
 `live_chaos` does it 50 times."""
 
 import random
