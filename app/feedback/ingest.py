@@ -78,7 +78,8 @@ class Ingest:
             EventWriter(engine, self.views, auto_create=settings.auto_create, tell=self._note) for _ in range(2)
         )
         self._threads = [
-            threading.Thread(target=run, name="ingest", daemon=True) for run in (self._run_first, self._run_second)
+            threading.Thread(target=self._run, args=arguments, name="ingest", daemon=True)
+            for arguments in ((self.first, self._taken_by_first), (self.second, self._taken_by_second))
         ]
         for thread in self._threads:
             thread.start()
@@ -166,11 +167,12 @@ class Ingest:
         else:
             self._refused = time.monotonic(), refusal
 
-    def _run_first(self) -> None:
-        self.first.learn_version()
-        while group := self._taken_by_first():
-            _deliver(group, self.first.outcomes([waiting.events for waiting in group]))
-        self.first.disconnect()
+    def _run(self, writer: EventWriter, taken: Callable[[], list[Waiting]]) -> None:
+        if writer is self.first:
+            writer.learn_version()
+        while group := taken():
+            _deliver(group, writer.outcomes([waiting.events for waiting in group]))
+        writer.disconnect()
 
     def _taken_by_first(self) -> list[Waiting]:
         """Waits for any request. Empty when it is time to stop."""
@@ -179,11 +181,6 @@ class Ingest:
             self._wake_first.wait_for(lambda: self._queue or self._closing)
             self._first_is_writing = True
             return self._take()
-
-    def _run_second(self) -> None:
-        while group := self._taken_by_second():
-            _deliver(group, self.second.outcomes([waiting.events for waiting in group]))
-        self.second.disconnect()
 
     def _taken_by_second(self) -> list[Waiting]:
         """Waits for SECOND_FROM events. Empty when it is time to stop."""
