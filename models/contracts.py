@@ -6,7 +6,7 @@ Items are *positions* here: 0 … n-1 in the fitted arrays, n … n+m-1 for item
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -128,6 +128,9 @@ class LiveSignals(Protocol):
 
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest users met of late too, and the share of those users, 0–1."""
+
+    def covisited_each(self, positions: Sequence[int]) -> list[tuple[Positions, Scores]]:
+        """`covisited` of each position; the very same arrays as before where they still hold."""
 
     def nearness(self, positions: Positions, among: Positions) -> Scores:
         """float32[k]: of each of `among`, each there once, the largest share that `covisited` has with any position."""

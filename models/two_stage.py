@@ -216,28 +216,13 @@ class Blend(DenseRecommender):
             return found
         leading = self.live_counts.leading_as_fitted if live is None else live.leading()
         front, steps = self._kept.front(leading.chosen, self._front), steps_of(query)
-        if found is not None and found.live is live and found.is_from(front, steps):
-            found = self._with_met(found, leading.since)
+        if found is not None and found.live is live and found.is_from(front, steps) and found.has(leading.since):
+            found = found._replace(since=leading.since)
         else:
             found = self._find(query, found, front, leading.since, steps)
         found = found._replace(version=version)
         self._kept.keep_found(key, found)
         return found
-
-    def _with_met(self, found: Found, since: Positions) -> Found:
-        """The same candidates, and those that were met since: as long as the same lead, these only become more."""
-        if found.since is since:
-            return found
-        personal = found.personal
-        met = self._beside(personal.positions, since)
-        if not len(met):
-            return found._replace(since=since)
-        more = self._with_own(met, personal)
-        personal = personal._replace(
-            looked_up=np.concatenate([personal.positions, more.looked_up]),
-            own=np.concatenate([personal.own, more.own], axis=1),
-        )
-        return found._replace(personal=personal, since=since, allowed=None)
 
     def _allowed(self, query: Query, found: Found) -> NDArray[np.int64]:
         """int64[k]: where among the candidates those stand that the query allows. Who asks again mostly asks for the
@@ -259,26 +244,37 @@ class Blend(DenseRecommender):
         self, query: Query, before: Found | None, front: Front, since: Positions, steps: tuple[Step, ...]
     ) -> Found:
         """before: what was found for the same history, for which the sources need not be asked again"""
-        opinions = self._opinions(query) if before is None else before.personal.opinions
-        reasons = {} if before is None else before.personal.reasons_of_sources()
-        nominees = _nominees(opinions) if before is None else before.nominees
-        if before is not None and before.front is front:
-            positions = before.personal.positions[: before.n_asked]
-            surprises = before.personal.own[len(CO_VISITS) : -1, : before.n_asked]
-        else:
-            beside = self._front(self._beside(front.positions, nominees))
-            positions = np.concatenate([front.positions, beside.positions])
-            surprises = np.hstack([self._surprises_of(opinions, items) for items in (front, beside)])
-        n_asked, co_visits = len(positions), CoVisits(steps, self.n_items) if steps else None
-        met = since if co_visits is None else np.concatenate([since, co_visits.nominees()])
-        others = self._front(self._beside(positions, met))
-        positions = np.concatenate([positions, others.positions])
+        before = before or self._leading_alone(query, front)
+        known = before.personal
+        co_visits = CoVisits(steps, self.n_items) if steps else None
+        met = _NOBODY if co_visits is None else co_visits.nominees()
+        positions = self._together(front.positions, before.nominees, since, met)
         own = np.ones((len(CO_VISITS) + len(self.sources) + 1, len(positions)), np.float32)
         own[: len(CO_VISITS)] = NO_CO_VISITS if co_visits is None else co_visits.features(positions)
-        own[len(CO_VISITS) : -1, :n_asked] = surprises
-        own[len(CO_VISITS) : -1, n_asked:] = self._surprises_of(opinions, others)
-        personal = Personal(self._looked_up(query, positions), own, steps, opinions, reasons)
-        return Found(personal, nominees, n_asked, front, since, query.live, 0)
+        own[len(CO_VISITS) : -1] = self._surprises_at(positions, known)
+        looked_up = np.concatenate([positions, known.latest])
+        personal = Personal(looked_up, own, steps, known.opinions, known.reasons_of_sources())
+        return Found(personal, before.nominees, front, since, query.live, 0)
+
+    def _leading_alone(self, query: Query, front: Front) -> Found:
+        """What the sources think of the user, and of what leads."""
+        opinions = self._opinions(query)
+        own = np.zeros((len(CO_VISITS) + len(self.sources) + 1, len(front.positions)), np.float32)
+        own[len(CO_VISITS) : -1] = self._surprises_of(opinions, front)
+        personal = Personal(self._looked_up(query, front.positions), own, (), opinions, {})
+        return Found(personal, _nominees(opinions), front, np.empty(0, np.int32), query.live, 0)
+
+    def _surprises_at(self, positions: NDArray[np.int64], known: Personal) -> NDArray[np.float32]:
+        """float32[sources, k], of positions that ascend as the known ones do: only of the others the sources are
+        asked."""
+        if not len(known.positions):
+            return self._surprises_of(known.opinions, self._front(positions))
+        places = known.positions.searchsorted(positions)
+        surprises = known.own[len(CO_VISITS) : -1].take(places, axis=1, mode="clip")
+        others = (known.positions.take(places, mode="clip") != positions).nonzero()[0]
+        if len(others):
+            surprises[:, others] = self._surprises_of(known.opinions, self._front(positions[others]))
+        return surprises
 
     def _with_own(self, positions: Indices, personal: Personal) -> Personal:
         """The same user before other items, ascending or not."""
@@ -293,12 +289,12 @@ class Blend(DenseRecommender):
         """See `Personal`."""
         return np.concatenate([positions, latest_known(query, self.n_items)])
 
-    def _beside(self, positions: Indices, others: Indices) -> NDArray[np.int64]:
-        """int64[k], ascending: those of the others that are not among the positions."""
-        is_other = np.zeros(self.n_items, np.bool_)
-        is_other[others] = True
-        is_other[positions] = False
-        return is_other.nonzero()[0]
+    def _together(self, *many: Indices) -> NDArray[np.int64]:
+        """int64[k], ascending: all of them, each once."""
+        is_one = np.zeros(self.n_items, np.bool_)
+        for positions in many:
+            is_one[positions] = True
+        return is_one.nonzero()[0]
 
     def _opinions(self, query: Query) -> dict[str, Opinion | None]:
         if len(query.history) == 0:
@@ -314,11 +310,11 @@ class Blend(DenseRecommender):
 
     def _surprises_of(self, opinions: Mapping[str, Opinion | None], items: Front) -> NDArray[np.float32]:
         """float32[sources, k]: how surprising each source's scores of the items are, 0 where it has no opinion."""
-        surprises = np.zeros((len(self.sources), len(items.positions)), np.float32)
+        surprises = items.usual.means.copy()
         for row, (name, opinion) in enumerate(opinions.items()):
             if opinion is not None:
                 surprises[row] = opinion.scores(items.rows[name])
-                surprises[row] -= items.usual.means[row]
+        surprises -= items.usual.means
         surprises *= items.usual.scales
         np.minimum(surprises, WIDEST, out=surprises)
         return np.maximum(surprises, -WIDEST, out=surprises)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.contracts import History, Indices, LiveSignals, Mask, Positions, Query, Reason
+from models.membership import is_among
 from models.ranking.features import Step
 from models.ranking.listwise import SituatedRanker
 from models.retrieval.opinions import Opinion
@@ -23,7 +24,7 @@ MOST_USERS = 1_500
 class Personal(NamedTuple):
     """Some items, and what of their features is the user's own.
 
-    looked_up: int64[k + ≤ 3], the items, each once, in any order; then the latest of the history, see `latest_known`
+    looked_up: int64[k + ≤ 3], the items, each once; then the latest of the history, see `latest_known`
     own:       float32[2 + sources + 1, k]: co-visits, then surprises, then ones, the ranker's constant
     steps:     what the co-visits were counted from
     opinions:  by source, None where it has nothing to say
@@ -124,8 +125,9 @@ class Allowed(NamedTuple):
 class Found(NamedTuple):
     """One user's candidates, and what they were found from.
 
+    The items of `personal` ascend, whatever came when: so an answer is the same to the last bit as if nothing was kept.
+
     nominees:      the best of the sources
-    n_asked:       so many candidates are of the front or nominees; the others depend on `since` and the steps
     front, since:  what led then
     live, version: the signals, and as of when they were last found to say what stands here
     allowed:       of the candidates, by the filters that were asked for last
@@ -133,7 +135,6 @@ class Found(NamedTuple):
 
     personal: Personal
     nominees: Positions
-    n_asked: int
     front: Front
     since: Positions
     live: LiveSignals | None
@@ -143,6 +144,10 @@ class Found(NamedTuple):
     def is_from(self, front: Front, steps: tuple[Step, ...]) -> bool:
         """Whether these are the very arrays that it was found from: the signals give the same ones while they hold."""
         return self.front is front and all(a.items is b.items for a, b in zip(self.personal.steps, steps, strict=True))
+
+    def has(self, since: Positions) -> bool:
+        """Whether all of these are candidates: as long as the same lead, these only become more."""
+        return self.since is since or bool(is_among(since, self.personal.positions).all())
 
 
 class Kept:

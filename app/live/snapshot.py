@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,12 +92,17 @@ class PositionedSignals:
 
     def covisited(self, position: int) -> tuple[Positions, Scores]:
         """Items that the item's latest visitors were at of late, and the share of those visitors, 0–1."""
-        if self._in_order:
-            rows, shares = self._state.covisited(position)
-            if not len(rows) or rows[-1] < len(self._rows.row_of_position):
-                return rows, shares
-        else:
-            rows, shares = self._state.covisited(int(self._rows.row_of_position[position]))
+        return self.covisited_each([position])[0]
+
+    def covisited_each(self, positions: Sequence[int]) -> list[tuple[Positions, Scores]]:
+        """See `LiveSignals.covisited_each`."""
+        rows = positions if self._in_order else self._rows.row_of_position[positions].tolist()
+        return [self._at_positions(*covisited) for covisited in self._state.covisited_each(rows)]
+
+    def _at_positions(self, rows: Positions, shares: Scores) -> tuple[Positions, Scores]:
+        """Of rows, ascending, those that have a position."""
+        if self._in_order and (not len(rows) or rows[-1] < len(self._rows.row_of_position)):
+            return rows, shares
         positions = self._rows.positions_of(rows)
         known = positions >= 0
         return positions[known], shares[known]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -122,6 +122,11 @@ class LiveState:
         """Items that the item's latest users visited of late, ascending, and the share of those users, 0–1."""
         with self._lock:
             return self._trails.covisited(position)
+
+    def covisited_each(self, positions: Sequence[int]) -> list[tuple[Positions, Scores]]:
+        """See `LiveSignals.covisited_each`."""
+        with self._lock:
+            return [self._trails.covisited(position) for position in positions]
 
     def nearness(self, positions: Positions, among: Positions) -> Scores:
         """See `LiveSignals.nearness`."""

@@ -138,7 +138,7 @@ def steps_of(query: Query) -> tuple[Step, ...]:
     if query.live is None or len(query.history) == 0:
         return ()
     seeds = query.history.positions[: -STEPS_BACK - 1 : -1].tolist()
-    return tuple([Step(seed, *query.live.covisited(seed)) for seed in seeds])
+    return tuple([Step(seed, *found) for seed, found in zip(seeds, query.live.covisited_each(seeds), strict=True)])
 
 
 _DISCOUNTS = (STEP_DISCOUNT ** np.arange(STEPS_BACK)).astype(np.float32)

@@ -242,7 +242,8 @@ class AlsOpinion:
         return np.concatenate([positions, arrived]), np.concatenate([scores, new_scores])
 
     def scores(self, rows: Scores) -> Scores:
-        return np.asarray(rows @ self.user)
+        # Row by row: in `rows @ user` the last bit depends on what stands beside.
+        return np.asarray(np.vecdot(rows, self.user))
 
     def reasons(self, positions: Positions) -> list[Reason]:
         liked = self.history.liked

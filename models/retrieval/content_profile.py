@@ -112,7 +112,8 @@ class ProfileOpinion:
         return nominees_among(lists, self.profile, first_new=len(rows.fitted), new_scores=rows.added @ self.profile)
 
     def scores(self, rows: Scores) -> Scores:
-        return np.asarray(rows @ self.profile)
+        # See AlsOpinion.
+        return np.asarray(np.vecdot(rows, self.profile))
 
     def reasons(self, positions: Positions) -> list[Reason]:
         return self.recommender.reasons(self.query, positions)

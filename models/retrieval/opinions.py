@@ -28,7 +28,8 @@ class Opinion(Protocol):
         """Some of the source's best items, about NOMINEES; perhaps not quite the best, in any order."""
 
     def scores(self, rows: NDArray[Any]) -> Scores:
-        """float32[k], of the items that `Source.rows_of` gave the rows of; their `Source.offsets` left out."""
+        """float32[k], of the items that `Source.rows_of` gave the rows of; their `Source.offsets` left out. An item's
+        is the same to the last bit whatever is asked for beside it."""
 
     def reasons(self, positions: Positions) -> list[Reason]:
         """One reason for each position."""
