@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from app.live.follower import LiveFollower
 from app.settings import Settings
+from tests.transactions import await_all_before
 
 
 @pytest.fixture
@@ -145,12 +146,14 @@ def test_live_signals_are_checked_against_the_events(environment: dict[str, str]
         db.execute(text("insert into users (user_id) values ('ann')"))
         db.execute(text("insert into items (item_id) values ('a')"))
         db.execute(text(A_CLICK), {"id": "e1"})
+    await_all_before(engine)
     assert "nothing is stored yet" in segue(environment, "live", "check").stderr
     follower = LiveFollower(engine, Settings())
     assert follower.caught_up(60)
     follower.close()
     with engine.begin() as db:
         db.execute(text(A_CLICK), {"id": "e2"})
+    await_all_before(engine)
     assert "equal to a recount: 1 items, 1 users" in segue(environment, "live", "check").stderr
     with engine.begin() as db:
         db.execute(text("delete from interactions where event_id = 'e1'"))

@@ -16,6 +16,7 @@ from app.feedback.user_state import load
 from app.live import log
 from app.settings import DEFAULT_WEIGHTS, Settings
 from models.live.state import LiveState
+from tests.transactions import await_all_before
 
 MANY = 5_000
 READ = """
@@ -37,10 +38,12 @@ def watermark(engine: Engine) -> int:
             SELECT item_id, users.row, items.row, 'click', now() FROM users, items
         """
         db.execute(text(events))
+    await_all_before(engine)
     with engine.connect() as db:
         latest = log.look(db, 0).latest
     with engine.begin() as db:
         db.execute(text(events.replace("SELECT item_id", "SELECT 'new'") + " WHERE item_id = 'i7'"))
+    await_all_before(engine)
     return latest
 
 

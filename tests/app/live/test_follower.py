@@ -25,6 +25,7 @@ from app.storage.database import open_engine
 from app.storage.new_life import begin_new_life
 from models.live.state import LiveState
 from tests.app.live.conftest import Follow, an_event, row_of, user_row_of
+from tests.transactions import await_all_before
 
 Erase = Callable[[str], object]
 DAY = timedelta(days=1)
@@ -371,8 +372,10 @@ def test_a_recount_of_many_blocks_is_that_of_one(
 
 def test_differences_are_found(engine: Engine, ingest: Ingest) -> None:
     ingest.submit_blocking([an_event("ann", "a"), an_event("bob", "b")])
+    await_all_before(engine)
     state, _ = recount(engine, Settings().feedback_weights)
     ingest.submit_blocking([an_event("ann", "b")])
+    await_all_before(engine)
     recounted, _ = recount(engine, Settings().feedback_weights)
     found = " ".join(differences(state, recounted))
     for what in ("count of half-life 3600 s", "total", "visitors", "user row 0: trail"):
