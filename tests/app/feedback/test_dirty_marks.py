@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
+from typing import Any
 
+import psycopg2
 import pytest
 import redis
 from sqlalchemy import Engine
@@ -119,12 +122,27 @@ class TestCrash:
         assert set(cache.hgetall(key())) == {b"gen", b"view", b"server"}
 
     def test_a_writer_that_sleeps_past_its_lease_cannot_commit(
-        self, engine: Engine, cache: redis.Redis, read_view: ReadView, monkeypatch: pytest.MonkeyPatch
+        self,
+        engine: Engine,
+        cache: redis.Redis,
+        read_view: ReadView,
+        postgres_url: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         assert dirty_marks.IDLE_SECONDS < user_state.LEASE_SECONDS
         monkeypatch.setattr(dirty_marks, "IDLE_SECONDS", 1)
         commit = engine.dialect.do_commit
-        monkeypatch.setattr(engine.dialect, "do_commit", lambda raw: (time.sleep(1.3), commit(raw)))
+
+        def commit_late(raw: Any) -> None:
+            asked, deadline = "select exists (select from pg_stat_activity where pid = %s)", time.monotonic() + 60
+            with closing(psycopg2.connect(postgres_url)) as other, other.cursor() as cursor:
+                other.autocommit = True
+                while cursor.execute(asked, (raw.dbapi_connection.info.backend_pid,)) or cursor.fetchone()[0]:
+                    assert time.monotonic() < deadline, "Postgres lets it sleep"
+                    time.sleep(0.1)
+            commit(raw)
+
+        monkeypatch.setattr(engine.dialect, "do_commit", commit_late)
         change(engine, cache, expect=Unavailable)
         monkeypatch.undo()
         assert read_view("ann").interactions == 0
