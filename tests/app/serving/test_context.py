@@ -204,7 +204,7 @@ def test_a_connection_that_breaks_as_it_goes_back_is_no_bug(
 
     monkeypatch.setattr(user_state, "load", load_and_break)
     assert read(known_now(engine)).view is None
-    monkeypatch.undo()
+    monkeypatch.setattr(user_state, "load", load)
     assert interactions(read(known_now(engine))) == 0
 
 
