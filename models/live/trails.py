@@ -7,34 +7,20 @@ not, and a user can be taken out of them again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.live.covisits import CoVisited, KeptCoVisits
 from models.live.recency import NOBODY, ONE_BY_ONE, Lists, Others, RecencyLists, Times
 
 TRAIL = 10
 """Items kept per user."""
 VISITORS = 100
 """Users kept per item."""
-MOST_KEPT = 4_096
-"""Items whose co-visits are kept once they were counted: about 4 kB each."""
 _VISITOR_ROOMS = (4, 12, 36, VISITORS)
-
-
-class _CoVisited(NamedTuple):
-    """What `Trails.covisited` says of an item, for as long as it holds.
-
-    users:            int32[≤ 100], the visitors it was counted from
-    counted, checked: after how many changes it was counted, and last found to hold
-    """
-
-    items: NDArray[np.int32]
-    shares: NDArray[np.float32]
-    users: Others
-    counted: int
-    checked: int
+_NONE = np.empty(0, np.int32)
 
 
 class Trails:
@@ -44,10 +30,7 @@ class Trails:
         self._items_of = RecencyLists(TRAIL)
         self._users_of = RecencyLists(VISITORS, _VISITOR_ROOMS)
         self._last_at = np.empty(0, np.float64)
-        self._changes = 0
-        # By user: at which change the trail became what it is.
-        self._changed = np.zeros(16, np.int64)
-        self._kept: dict[int, _CoVisited] = {}
+        self._kept = KeptCoVisits(VISITORS)
         # All 0 between two questions.
         self._place_of = np.zeros(0, np.int16)
 
@@ -61,7 +44,7 @@ class Trails:
         if len(users) > ONE_BY_ONE:
             self.write(self.after(users, items, timestamps))
             return
-        self._note(users, items)
+        self._kept.drop(users, items.tolist())
         for user, item, time in zip(users.tolist(), items.tolist(), timestamps.tolist(), strict=True):
             self._items_of.meet_one(user, item, time)
             self._users_of.meet_one(item, user, time)
@@ -75,7 +58,7 @@ class Trails:
     def write(self, after: tuple[Lists, Lists]) -> None:
         """Quick, compared with `after`."""
         trails, visitors = after
-        self._note(trails.keys, visitors.keys)
+        self._kept.drop(trails.keys, visitors.keys.tolist())
         self._items_of.write(trails)
         self._users_of.write(visitors)
         self._reserve()
@@ -102,7 +85,7 @@ class Trails:
 
     def refill(self, item: int, users: Others, timestamps: Times) -> None:
         """Sets an item's visitors to these, of whom the latest are kept; the users' own trails stay as they are."""
-        self._kept.pop(item, None)
+        self._kept.drop(_NONE, [item])
         self._users_of.replace(item, users, timestamps)
         self._reserve()
         self._date([item])
@@ -115,17 +98,9 @@ class Trails:
         """int32[≤ 100]: the item's latest users, newest first."""
         return self._users_of.others(item)
 
-    def covisited(self, item: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def covisited(self, item: int) -> CoVisited:
         """Where else the item's latest users were of late: items, ascending, and the share of those users, 0–1."""
-        kept = self._kept.get(item)
-        if kept is not None and kept.checked == self._changes:
-            return kept.items, kept.shares
-        if kept is None or not self._holds(kept):
-            kept = self._count(item)
-        elif kept is self._kept.pop(item):
-            kept = kept._replace(checked=self._changes)
-        self._kept[item] = kept
-        return kept.items, kept.shares
+        return self._kept.get(item) or self._count(item)
 
     def nearness(self, items: Others, among: Others) -> NDArray[np.float32]:
         """float32[k]: of each of `among` the largest share, 0–1, that `covisited` names for it with any of the items.
@@ -159,35 +134,17 @@ class Trails:
         self._place_of[among] = 0
         return places
 
-    def _holds(self, kept: _CoVisited) -> bool:
-        """Whether none of the visitors was anywhere since it was counted; who the visitors are is seen to elsewhere."""
-        return not len(kept.users) or bool(self._changed.take(kept.users).max() <= kept.counted)
+    def _count(self, item: int) -> CoVisited:
+        users = self._users_of.others(item)
+        found = self._counted(item, users)
+        for part in found:
+            part.setflags(write=False)
+        self._kept.keep(item, users, found)
+        return found
 
-    def _note(self, users: NDArray[np.integer[Any]], items: NDArray[np.integer[Any]]) -> None:
-        """These users' trails and these items' visitors change now."""
-        self._changes += 1
-        self._reserve_changes(int(users.max(initial=-1)) + 1)
-        self._changed[users] = self._changes
-        for item in items.tolist() if self._kept else ():
-            self._kept.pop(item, None)
-
-    def _reserve_changes(self, n: int) -> None:
-        if n > len(self._changed):
-            self._changed = np.pad(self._changed, (0, max(n, 2 * len(self._changed)) - len(self._changed)))
-
-    def _count(self, item: int) -> _CoVisited:
-        if len(self._kept) >= MOST_KEPT:
-            del self._kept[next(iter(self._kept))]
-        users, changes = self._users_of.others(item), self._changes
-        self._reserve_changes(int(users.max(initial=-1)) + 1)
-        items, shares = self._counted(item, users)
-        items.setflags(write=False)
-        shares.setflags(write=False)
-        return _CoVisited(items, shares, users, changes, changes)
-
-    def _counted(self, item: int, users: Others) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def _counted(self, item: int, users: Others) -> CoVisited:
         if not len(users):
-            return np.empty(0, np.int32), np.empty(0, np.float32)
+            return CoVisited(np.empty(0, np.int32), np.empty(0, np.float32))
         found = self._items_of.table(users).ravel()
         found.sort()
         # np.unique does the same in three times the time.
@@ -196,7 +153,7 @@ class Trails:
         bounds = changes.nonzero()[0]
         items, counts = found[bounds[:-1]], bounds[1:] - bounds[:-1]
         others = (items != NOBODY) & (items != item)
-        return items[others], (counts[others] / len(users)).astype(np.float32)
+        return CoVisited(items[others], (counts[others] / len(users)).astype(np.float32))
 
     def item_parts(self, first: int, last: int) -> dict[str, NDArray[Any]]:
         """The visitors of items first … last-1 as arrays."""
