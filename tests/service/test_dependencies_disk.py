@@ -52,8 +52,9 @@ def test_on_a_full_disk_events_are_refused_whole_and_reads_go_on(place: Island) 
     fan, films = someone(), ids(recommend(place.a, someone(), limit=6))
     send(place.a, *(like(fan, film) for film in films))
     with closing(psycopg2.connect(place.environment["DATABASE_URL"])) as db, db.cursor() as cursor:
-        # With a whole segment of its log before it: a Postgres that can't begin the next one ends.
+        # With a new segment of its log on the disk: a Postgres that can't begin the next one ends.
         cursor.execute("select pg_switch_wal()")
+        cursor.execute("checkpoint")
     filler = fill(place.data_dir)
     try:
         # Until what Postgres still had room for is used up.
