@@ -18,7 +18,9 @@ import pytest
 from sqlalchemy import text
 
 from app.storage.database import open_engine
+from app.storage.embedded import embedded_servers
 from models.evaluation.replay import Feed
+from tests.app.storage.conftest import data_dir  # noqa: F401 - a fixture
 from tests.processes import command_line, has_connections, is_living
 from tests.service.conftest import PATIENT
 
@@ -67,12 +69,17 @@ def first_seen(log: Path, feed: Feed) -> int:
     return sum(user not in users[: BEFORE + feed.known(event)] for event, user in enumerate(users[BEFORE:]))
 
 
+def without_servers() -> dict[str, str]:
+    """An environment that names none, so that there are embedded ones."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+    return kept | PATIENT
+
+
 def test_a_log_is_replayed_on_servers_that_come_and_go(log: Path, tmp_path: Path) -> None:
-    without = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
     temporary = tmp_path / "tmp"
     temporary.mkdir()
 
-    ran = replay(without | {"TMPDIR": str(temporary)}, log, "--markdown", str(tmp_path / "replay.md"))
+    ran = replay(without_servers() | {"TMPDIR": str(temporary)}, log, "--markdown", str(tmp_path / "replay.md"))
 
     assert ran.returncode == 0, ran.stderr
     assert f"{BEFORE} events imported and trained on, 60 events replayed" in ran.stderr.replace("\n", " ")
@@ -83,9 +90,16 @@ def test_a_log_is_replayed_on_servers_that_come_and_go(log: Path, tmp_path: Path
 
 @pytest.mark.parametrize("lag", [0, 20])
 def test_each_answer_knows_the_events_before_it_less_the_lag(
-    log: Path, tmp_path: Path, environment: dict[str, str], lag: int
+    log: Path,
+    tmp_path: Path,
+    data_dir: Path,  # noqa: F811
+    lag: int,
 ) -> None:
-    ran = replay(environment, log, "--lag", str(lag), "--json", str(tmp_path / "replay.json"))
+    """On servers of its own, where nobody else's transaction keeps an event from being counted in time."""
+    kept = data_dir / "kept"
+    ran = replay(
+        without_servers(), log, "--lag", str(lag), "--json", str(tmp_path / "replay.json"), "--data-dir", str(kept)
+    )
 
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = orjson.loads((tmp_path / "replay.json").read_bytes())
@@ -97,20 +111,20 @@ def test_each_answer_knows_the_events_before_it_less_the_lag(
     assert run["speed"]["answers 503"] == run["speed"]["reconnects"] == 0
     assert run["agreement"] > 0.9
     assert {"popularity", "blend"} <= set(run["recipes"])
-    assert stored(environment) == BEFORE + feed.known(EVENTS - BEFORE - 1)
+    with embedded_servers(kept) as servers:
+        assert stored(servers.database_url) == BEFORE + feed.known(EVENTS - BEFORE - 1)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_it_leaves_no_process_behind(log: Path, tmp_path: Path, end: signal.Signals) -> None:
-    without = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
     command = [sys.executable, "-m", "app.cli", "replay", str(log), "--format", "movietweetings"]
     with subprocess.Popen(
-        command, env=without | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL, start_new_session=True
+        command, env=without_servers() | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL, start_new_session=True
     ) as running:
         service = awaited(lambda: serving_below(running.pid))
         holders = processes_below(tmp_path)
         running.send_signal(end)
-        running.wait(60)
+        running.wait(180)
 
     awaited(lambda: not any(is_living(process) for process in (service, *holders)))
     assert holders
@@ -152,7 +166,7 @@ def test_a_database_in_use_is_refused(log: Path, environment: dict[str, str]) ->
     assert refused.returncode == 1
     assert "DATABASE_URL" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert stored(environment) == 1
+    assert stored(environment["DATABASE_URL"]) == 1
 
 
 def test_what_can_not_be_is_refused_before_anything_is_done(
@@ -170,8 +184,8 @@ def test_what_can_not_be_is_refused_before_anything_is_done(
         assert "Traceback" not in refused.stderr
 
 
-def stored(environment: dict[str, str]) -> int:
-    engine = open_engine(environment["DATABASE_URL"])
+def stored(database_url: str) -> int:
+    engine = open_engine(database_url)
     with engine.connect() as db:
         count: int = db.execute(text("select count(*) from interactions")).scalar_one()
     engine.dispose()
