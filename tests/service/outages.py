@@ -26,6 +26,7 @@ from app.storage.embedded import embedded_servers, running_pids
 from app.storage.embedded.postgres import installed_package
 from app.storage.new_life import begin_new_life
 from app.storage.release_files import point_to
+from tests.conftest import leave_the_disk_alone
 from tests.service.conftest import Service, Stores, running
 
 Server = Literal["postgres", "valkey"]
@@ -137,6 +138,8 @@ def island(stores: Stores, data_dir: Path) -> Iterator[Island]:
     """Servers of its own below `data_dir`, which Postgres' unprivileged user can enter, with what `stores` holds, and
     two processes that serve it."""
     with embedded_servers(data_dir) as servers:
+        # Two seconds of a busy disk would look like a hung Postgres. Of a process that is killed nothing is lost by it.
+        leave_the_disk_alone(servers.database_url)
         _copy_database(stores.environment["DATABASE_URL"], servers.database_url)
         shutil.copytree(stores.settings.releases_dir / stores.release_id, data_dir / "releases" / stores.release_id)
         point_to(data_dir / "releases", stores.release_id)

@@ -44,7 +44,7 @@ def in_minutes(minutes: float) -> str:
 @pytest.fixture(scope="module")
 def strict(stores: Stores) -> Iterator[Service]:
     """A process that creates no users or items, and doesn't wait long for Postgres."""
-    with running(stores.environment, SEGUE_AUTO_CREATE="false", SEGUE_DATABASE_TIMEOUT_SECONDS="3") as service:
+    with running(stores.environment, SEGUE_AUTO_CREATE="false", SEGUE_DATABASE_TIMEOUT_SECONDS="5") as service:
         yield service
 
 
