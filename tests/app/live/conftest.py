@@ -14,6 +14,7 @@ from app.feedback.events import Event
 from app.feedback.ingest import Ingest
 from app.live.follower import LiveFollower
 from app.settings import Settings
+from tests.transactions import await_all_before
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 Follow = Callable[[], LiveFollower]
@@ -50,10 +51,11 @@ def erase(engine: Engine, ingest: Ingest) -> Callable[[str], object]:
 
 @pytest.fixture
 def follow(engine: Engine, settings: Settings) -> Iterator[Follow]:
-    """Starts a follower; all of them are closed at the end."""
+    """Starts a follower, which counts all that was committed before; all of them are closed at the end."""
     followers: list[LiveFollower] = []
 
     def start() -> LiveFollower:
+        await_all_before(engine)
         followers.append(LiveFollower(engine, settings))
         assert followers[-1].caught_up(60)
         return followers[-1]
