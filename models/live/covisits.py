@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.live.recency import NOBODY, Others
 
 MOST_KEPT = 4_096
-"""Items whose co-visits are kept: about 2 kB each, and 400 bytes for who the visitors were."""
+"""Items whose co-visits are kept: about 2 kB each, and 800 bytes for who the visitors were."""
 _FEW = 3
 """Up to so many users are looked for one by one."""
 
@@ -38,7 +38,8 @@ class KeptCoVisits:
         # By row of the table below; that of an item stays its own when its co-visits don't hold any more.
         self._row_of: dict[int, int] = {}
         self._item_of: list[int] = []
-        self._visitors = np.full((0, most_visitors), NOBODY, np.int32)
+        # As wide as an index: to widen them takes longer than to look.
+        self._visitors = np.full((0, most_visitors), NOBODY, np.int64)
         # All False between two changes. The last is NOBODY's.
         self._is_changed = np.zeros(1, np.bool_)
 
@@ -73,7 +74,7 @@ class KeptCoVisits:
         visitors = self._visitors[: len(self._item_of)].ravel()
         if len(users) <= _FEW:
             is_here = np.zeros(len(visitors), np.bool_)
-            for user in users.astype(np.int32):
+            for user in users.tolist():
                 is_here |= visitors == user
         else:
             self._reserve(users)
