@@ -192,7 +192,7 @@ class AlsHybrid(DenseRecommender):
         return float(fitted[np.isfinite(fitted)].mean(dtype=np.float64)) if np.isfinite(fitted).any() else 0.0
 
     def user_vector(self, history: History) -> Scores:
-        """float32[f + p]: what the items of a history, all of them known here, say of their user."""
+        """float32[f + p]: what the items of a history (see `known_part`) say of their user."""
         rows, f = self.vectors.take(history.positions), len(self.gramian)
         factors = fold_in(rows[:, :f], self.confidence.of(history.weights, history.signs), self.gramian)
         # Content rows have the length `scale`: divided out, a cosine of 1 adds the weight.
@@ -341,7 +341,8 @@ def _choose(dataset: Dataset, content: Scores, seed: int, progress: Progress) ->
 
 def _halves(fitted: AlsHybrid, history: History) -> NDArray[np.float32]:
     """float32[2, n_items]: what factors and content say."""
-    user, f, rows = fitted.user_vector(history), len(fitted.gramian), fitted.vectors.fitted
+    f, rows = len(fitted.gramian), fitted.vectors.fitted
+    user = fitted.user_vector(known_part(history, len(rows)))
     return np.vstack([rows[:, :f] @ user[:f], rows[:, f:] @ user[f:]])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.contracts import Query, Reason, Scores, unwatched
-from models.data.dataset import Dataset
+from models.data.dataset import Dataset, Interactions, ItemTable
 from models.retrieval.als_hybrid import (
     LONGEST_HISTORY,
     AlsHybrid,
@@ -18,6 +18,7 @@ from models.retrieval.als_hybrid import (
     fold_in,
 )
 from tests.recommender_contract import (
+    DAY,
     FAN_OF_A,
     FAN_OF_B,
     GROUP_A,
@@ -146,6 +147,27 @@ def test_only_the_newest_of_a_long_history_count(fitted: AlsHybrid) -> None:
     np.testing.assert_array_equal(
         fitted.scores(Query(limit=1, at=NOW, history=newest)), fitted.scores(Query(limit=1, at=NOW, history=all_of_it))
     )
+
+
+def test_weights_are_chosen_by_users_with_long_histories_too() -> None:
+    """Each of 60 meets most of 640 items, one after the other."""
+    rng = np.random.default_rng(5)
+    n_users, n_items, met = 60, LONGEST_HISTORY + 140, LONGEST_HISTORY + 120
+    items = np.concatenate([rng.permutation(n_items)[:met] for _ in range(n_users)]).astype(np.int32)
+    users, n = np.repeat(np.arange(n_users, dtype=np.int32), met), n_users * met
+    at = np.tile(np.linspace(NOW - 30 * DAY, NOW, met), n_users)
+    order = at.argsort(kind="stable")
+    ones = np.ones(n, np.float32)
+    interactions = Interactions(users[order], items[order], ones, ones.astype(np.int8), ones, at[order])
+    table = ItemTable(
+        [()] * n_items, [()] * n_items, [""] * n_items, [None] * n_items, [None] * n_items,
+        np.full(n_items, np.nan), np.empty((n_items, 0), np.float32),
+    )  # fmt: skip
+    content = rng.normal(size=(n_items, 4)).astype(np.float32)
+
+    fitted = fit(Dataset(interactions, table, n_users=n_users), content)
+
+    assert fitted.chosen["ndcg"] is not None, "they were asked"
 
 
 def test_the_latest_like_leads_the_profile() -> None:
