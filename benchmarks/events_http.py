@@ -15,11 +15,11 @@ import argparse
 import os
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 from uuid import uuid4
 
 import orjson
@@ -32,7 +32,6 @@ from benchmarks._servers_cpu import ServersCpu, shares
 from benchmarks.write_path import KINDS, populate, stores
 
 USERS = ITEMS = 10_000
-BATCH_CONNECTIONS = 8
 MADE_EVENTS = 200_000
 
 
@@ -82,37 +81,48 @@ class prepared:  # noqa: N801 - a context manager, named like one
         self._stack.close()
 
 
+class Turn(NamedTuple):
+    """What is sent for some seconds. events: per request"""
+
+    connections: int
+    events: int = 1
+    is_bare: bool = False
+
+
 def compare(environment: dict[str, str], asked: argparse.Namespace) -> None:
     with (
-        serving.serving(environment) as (service, worker),
-        serving.serving_bare(environment, "benchmarks.events_http:bare") as (nothing, bare_process),
+        serving.serving(environment) as service,
+        serving.serving_bare(environment, "benchmarks.events_http:bare") as nothing,
     ):
 
-        def one(url: str, process: Any, requests: Iterator[bytes], connections: int) -> Cost:
-            return load(url, process, requests, seconds=asked.seconds, connections=connections)
+        def take(turn: Turn) -> Cost:
+            requests = singles() if turn.events == 1 else batches(turn.events)
+            url, process = nothing if turn.is_bare else service
+            return load(url, process, requests, seconds=asked.seconds, connections=turn.connections)
 
-        turns: dict[str, Callable[[], Cost]] = {
-            "no-op POST": lambda: one(nothing, bare_process, singles(), asked.connections),
-            "POST /events": lambda: one(service, worker, singles(), asked.connections),
-            "one at a time": lambda: one(service, worker, singles(), 1),
-            f"batches of {asked.batch}": lambda: one(service, worker, batches(asked.batch), BATCH_CONNECTIONS),
+        turns = {
+            "no-op POST": Turn(asked.connections, is_bare=True),
+            "POST /events": Turn(asked.connections),
+            "one at a time": Turn(1),
+            f"8 x {asked.batch}": Turn(8, asked.batch),
+            f"16 x {asked.batch}": Turn(16, asked.batch),
         }
         for turn in turns.values():
-            turn()
-        rounds = [{name: turn() for name, turn in turns.items()} for _ in range(asked.rounds)]
-        for name in turns:
-            costs, bases = [turn[name] for turn in rounds], [turn["no-op POST"] for turn in rounds]
-            print(line(name, costs, bases, asked, asked.batch if name.startswith("batches") else 1))
+            take(turn)
+        rounds = [{name: take(turn) for name, turn in turns.items()} for _ in range(asked.rounds)]
+        for name, turn in turns.items():
+            costs, bases = [each[name] for each in rounds], [each["no-op POST"] for each in rounds]
+            print(line(name, costs, bases, asked, turn.events))
         cpu = ServersCpu(environment["DATABASE_URL"], environment["REDIS_URL"])
-        for name in ("POST /events", f"batches of {asked.batch}"):
-            print(by_process(name, turns[name], cpu, asked.batch if name.startswith("batches") else 1))
+        for name, turn in turns.items():
+            if not turn.is_bare:
+                before, cost, after = cpu.seconds(), take(turn), cpu.seconds()
+                print(by_process(name, cost, shares(before, after, cost.requests * turn.events), turn.events))
 
 
-def by_process(name: str, turn: Callable[[], Cost], cpu: ServersCpu, per_request: int) -> str:
-    """What each process takes of an event, in one more turn."""
-    before, cost, after = cpu.seconds(), turn(), cpu.seconds()
-    others = shares(before, after, cost.requests * per_request)
-    return f"{name:16} CPU of an event: worker {cost.cpu_us / per_request:.0f} us  {others}"
+def by_process(name: str, cost: Cost, others: str, events: int) -> str:
+    """What each process takes of an event, in one more turn. others: the rest of the line"""
+    return f"{name:16} CPU of an event: worker {cost.cpu_us / events:.0f} us  {others}"
 
 
 def line(name: str, costs: list[Cost], bases: list[Cost], asked: argparse.Namespace, events: int) -> str:
