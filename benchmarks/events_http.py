@@ -158,7 +158,7 @@ def batches(size: int) -> Iterator[bytes]:
 
 @cache
 def bodies_of(size: int) -> list[bytes]:
-    """So many that a user seldom does the same twice with an item, as one event at a time do not."""
+    """So many that few users do the same again with an item within a turn."""
     some = [[event() | {"event_id": f"{n:04d}{'-' * 28}"} for n in range(size)] for _ in range(MADE_EVENTS // size)]
     return [orjson.dumps(events) for events in some]
 

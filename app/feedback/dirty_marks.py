@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,7 @@ class ViewWriter:
         self._cache = cache
         self._ttl = max(ttl_seconds, int(2 * LEASE_SECONDS))
         self._settle_seconds = settle_seconds
+        self._noting = threading.Lock()
         self._version: str | None = None
         # When the version was made it can't know: perhaps just now.
         self._settled_at = time.monotonic() + settle_seconds
@@ -152,9 +154,10 @@ class ViewWriter:
 
     def observe(self, version: str) -> None:
         """Notes the version of the cache keys; a new one is not known everywhere before `settle_seconds`."""
-        if self._version not in (None, version):
-            self._settled_at = time.monotonic() + self._settle_seconds
-        self._version = version
+        with self._noting:
+            if self._version not in (None, version):
+                self._settled_at = time.monotonic() + self._settle_seconds
+            self._version = version
 
     @contextmanager
     def changing(

@@ -1,7 +1,8 @@
 """Writes events to Postgres in the caller's transaction: each id once, likes kept in step, erased users left out.
 
-Everything is locked in one order, users before items before event ids before likes, each sorted, so that writers
-with overlapping events wait for one another and never in a circle.
+Everything is locked in one order, new users and items, then users who decide, event ids and likes, each sorted, so that
+writers with overlapping events wait for one another and never in a circle. An attempt that finds that something has to
+be made first lets go of the users that it locked.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ PREPARE segue_store (json, bool, text) AS {_STORE}
 """
 # The plan must not be one for tables that were small when it was made: it is kept for as long as the connection.
 _ALWAYS_BY_INDEX = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off;"
-_LOCK_DECIDING = "EXECUTE segue_lock_deciding (%(deciding)s);"
+_LOCK_DECIDING = "SAVEPOINT attempt; EXECUTE segue_lock_deciding (%(deciding)s);"
+_LET_GO = "ROLLBACK TO attempt"
 _EXECUTE = "EXECUTE segue_store (%(events)s, %(settled)s, %(version)s)"
 
 
@@ -264,6 +266,8 @@ def _insert(db: Connection, events: Collection[Event], *, settled: bool) -> _Sto
         "deciding": list(deciding),
     }
     answer = db.exec_driver_sql(statements, parameters).one()
+    if deciding and answer.odd:
+        db.exec_driver_sql(_LET_GO)
     if given.version not in {"", answer.version}:
         known.forget()
         return _insert(db, events, settled=settled)

@@ -55,6 +55,12 @@ class EventWriter:
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             return self._after(error, group, again)
 
+    def connects(self) -> bool:
+        """Whether there is a connection now."""
+        with suppress(database_errors.SQLAlchemyError):
+            self.connection()
+        return self._db is not None
+
     def connection(self) -> Connection:
         """Kept between groups: taking one from the pool costs a ping of its own."""
         if self._db is None:

@@ -35,6 +35,7 @@ GROUP_EVENTS = 5_000
 SECOND_FROM = 100
 """So many events must wait for the second writer to take them while the first writes: a transaction costs as much as
 some 50 events."""
+CONNECT_AGAIN_SECONDS = 1.0
 REMEMBERED_SECONDS = 30.0
 """So long a refusal is told of where nobody tries again."""
 
@@ -180,13 +181,25 @@ class Ingest:
             self._first_is_writing = False
             self._wake_first.wait_for(lambda: self._queue or self._closing)
             self._first_is_writing = True
-            return self._take()
+            group = self._take()
+            if self._queued_events >= SECOND_FROM:
+                self._wake_second.notify()
+        return group
 
     def _taken_by_second(self) -> list[Waiting]:
-        """Waits for SECOND_FROM events. Empty when it is time to stop."""
-        with self._lock:
-            self._wake_second.wait_for(lambda: self._queued_events >= SECOND_FROM or self._closing)
-            return self._take()
+        """Waits for SECOND_FROM events. Empty when it is time to stop: what is left then the first writes."""
+        while True:
+            with self._lock:
+                self._wake_second.wait_for(lambda: self._queued_events >= SECOND_FROM or self._closing)
+                if self._closing:
+                    return []
+            # Before anything is taken: where there is no connection to be had, the first goes on.
+            is_connected = self.second.connects()
+            with self._lock:
+                if not is_connected:
+                    self._wake_second.wait_for(lambda: self._closing, CONNECT_AGAIN_SECONDS)
+                elif self._queued_events >= SECOND_FROM:
+                    return self._take()
 
     def _take(self) -> list[Waiting]:
         """Everything queued, up to GROUP_EVENTS."""

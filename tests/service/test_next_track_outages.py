@@ -114,9 +114,11 @@ def test_nobody_is_brought_back_to_redis_while_postgres_cannot_say_who_was_erase
         with redis.Redis.from_url(place.environment["REDIS_URL"]) as cache:
             # As an erasure leaves it.
             cache.delete(key)
+            before = len(given)
             until(lambda: go_on(place.a, user, one, given, 1)[0]["route"] == "listening")
             go_on(place.a, user, one, given, 2)
-            assert len(tracks_in(cache, key)) == 4, "three that were given and one that was heard, none of before"
+            most = len(given) - before + 1
+            assert 3 <= len(tracks_in(cache, key)) <= most, "what is given now and heard of that, nothing of before"
 
     def is_told() -> bool:
         go_on(place.a, user, one, given, 1)

@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+import redis
 from sqlalchemy import Engine, text
 
+from app.feedback import event_writer
 from app.feedback.event_writer import EventWriter
 from app.feedback.events import Event
 from app.feedback.ingest import SECOND_FROM, Ingest
+from app.settings import Settings
+from app.storage.database import open_engine
 from tests.app.feedback.examples import an_event
 from tests.app.live.test_follower import until
 
@@ -36,10 +40,21 @@ def is_held_up(engine: Engine) -> bool:
 
 
 def has_stored(writer: EventWriter) -> bool:
-    return "segue_store" in writer.connection().info
+    return writer._db is not None and "segue_store" in writer._db.info
 
 
-def test_many_events_do_not_wait_for_a_group_that_is_held_up(ingest: Ingest, engine: Engine) -> None:
+@pytest.fixture
+def patient(postgres_url: str, cache: redis.Redis) -> Iterator[Ingest]:
+    """It waits for a lock for as long as a slow machine may take to let it go."""
+    engine = open_engine(postgres_url, pool=3, statement_timeout_seconds=120)
+    ingest = Ingest(engine, cache, Settings(database_timeout_seconds=120), settle_seconds=0)
+    yield ingest
+    ingest.close()
+    engine.dispose()
+
+
+def test_many_events_do_not_wait_for_a_group_that_is_held_up(patient: Ingest, engine: Engine) -> None:
+    ingest = patient
     ingest.submit_blocking([an_event("ann"), an_event("bob")])
     with ThreadPoolExecutor() as pool:
         with in_use(engine, "ann"):
@@ -54,6 +69,37 @@ def test_many_events_do_not_wait_for_a_group_that_is_held_up(ingest: Ingest, eng
             assert not held_up.done()
         assert held_up.result(60).accepted == 1
     assert has_stored(ingest.second)
+
+
+def test_without_a_connection_of_its_own_the_second_takes_nothing(patient: Ingest, engine: Engine) -> None:
+    patient.submit_blocking([an_event("ann")])
+    with ThreadPoolExecutor() as pool:
+        with in_use(engine, "ann"):
+            held_up = pool.submit(patient.submit_blocking, [an_event("ann", kind="like")])
+            until(lambda: is_held_up(engine))
+            others = [patient.first._engine.connect() for _ in range(2)]
+            many = pool.submit(patient.submit_blocking, [an_event("bob") for _ in range(SECOND_FROM)])
+            until(lambda: patient.queued_events == SECOND_FROM)
+        assert held_up.result(60).accepted == 1
+        assert many.result(60).accepted == SECOND_FROM
+        assert not has_stored(patient.second)
+        for other in others:
+            other.close()
+
+
+def test_what_is_left_at_the_end_is_the_firsts(patient: Ingest, engine: Engine) -> None:
+    patient.submit_blocking([an_event("ann")])
+    with ThreadPoolExecutor() as pool:
+        with in_use(engine, "ann"):
+            held_up = pool.submit(patient.submit_blocking, [an_event("ann", kind="like")])
+            until(lambda: is_held_up(engine))
+            few = pool.submit(patient.submit_blocking, [an_event("bob")])
+            until(lambda: patient.queued_events == 1)
+            closing = pool.submit(patient.close)
+            until(lambda: not patient._threads[1].is_alive())
+        closing.result(60)
+        assert held_up.result(60).accepted == few.result(60).accepted == 1
+    assert not has_stored(patient.second)
 
 
 def test_few_events_are_one_writers_business(ingest: Ingest) -> None:
@@ -85,6 +131,27 @@ def test_both_at_once_store_each_id_once_and_agree_on_who_likes_what(ingest: Ing
             )
         ).all()
         assert liked == {(user, item) for user, item, kind in decided if kind == "like"} != set()
+
+
+def test_they_never_wait_for_one_another_in_a_circle(
+    ingest: Ingest, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both bring users and items that are new, and likes of those who are not: a deadlock fails here."""
+    monkeypatch.setattr(event_writer, "TRY_AGAIN", frozenset())
+
+    def batch(number: int) -> list[Event]:
+        """A few users and items are new with each."""
+        draw = random.Random(number)
+        users, items = (range(each * number, each * number + 40) for each in (5, 1))
+        return [
+            an_event(f"u{draw.choice(users)}", f"i{draw.choice(items)}", draw.choice(("like", "view")), minute=None)
+            for _ in range(100)
+        ]
+
+    with ThreadPoolExecutor(8) as pool:
+        receipts = list(pool.map(ingest.submit_blocking, map(batch, range(150))))
+    assert sum(receipt.accepted for receipt in receipts) == 15_000
+    assert has_stored(ingest.second)
 
 
 def some_event(draw: random.Random, number: int) -> Event:
