@@ -21,6 +21,7 @@ from models.contracts import (
     Arrays,
     Candidates,
     Indices,
+    Leading,
     Parameters,
     Parts,
     Positions,
@@ -214,7 +215,7 @@ class Blend(DenseRecommender):
         found = self._kept.found(key)
         if found is not None and found.live is live and found.version == version:
             return found
-        leading = self.live_counts.leading_as_fitted if live is None else live.leading()
+        leading = self.live_counts.leading_as_fitted if live is None else _within(self.n_items, live.leading())
         front, steps = self._kept.front(leading.chosen, self._front), steps_of(query)
         if found is not None and found.live is live and found.is_from(front, steps) and found.has(leading.since):
             found = found._replace(since=leading.since)
@@ -347,6 +348,12 @@ class Blend(DenseRecommender):
             return _led_here(CoVisits(personal.steps, self.n_items), set(query.history.liked.tolist()), positions)
         opinion = None if speaker == CO_VISITS_SPEAK else list(personal.opinions.values())[speaker - 2]
         return [None] * len(positions) if opinion is None else opinion.reasons(positions)
+
+
+def _within(n: int, leading: Leading) -> Leading:
+    """Without items met since that are newer than the blend; the very same arrays where there are none."""
+    since = leading.since
+    return leading._replace(since=since[since < n]) if since.max(initial=-1) >= n else leading
 
 
 def _nominees(opinions: Mapping[str, Opinion | None]) -> Positions:

@@ -49,7 +49,8 @@ class Personal(NamedTuple):
 
     def reasons_of_sources(self) -> dict[tuple[int, int], Reason | None]:
         """Those that hold for other steps, too."""
-        return {said: reason for said, reason in self.reasons.items() if said[0] != CO_VISITS_SPEAK}
+        # Another thread may be adding some.
+        return {said: reason for said, reason in self.reasons.copy().items() if said[0] != CO_VISITS_SPEAK}
 
 
 class View(NamedTuple):

@@ -80,11 +80,13 @@ class PositionedSignals:
     def leading(self) -> Leading:
         """The most chosen items by each half-life and of all time, and those that were met since."""
         chosen, since = self._state.leading()
-        if self._leading[0] is not chosen:
-            self._leading = chosen, np.sort(self._known(chosen))
-        if self._since[0] is not since:
-            self._since = since, self._known(since)
-        return Leading(self._leading[1], self._since[1])
+        # Another thread may put there what it was told.
+        leading, met = self._leading, self._since
+        if leading[0] is not chosen:
+            leading = self._leading = chosen, np.sort(self._known(chosen))
+        if met[0] is not since:
+            met = self._since = since, self._known(since)
+        return Leading(leading[1], met[1])
 
     def _known(self, rows: NDArray[np.int32]) -> Positions:
         positions = self._rows.positions_of(rows)

@@ -12,8 +12,6 @@ from models.live.recency import NOBODY, Others
 
 MOST_KEPT = 4_096
 """Items whose co-visits are kept: about 2 kB each, and 800 bytes for who the visitors were."""
-_FEW = 3
-"""Up to so many users are looked for one by one."""
 
 
 class CoVisited(NamedTuple):
@@ -69,19 +67,14 @@ class KeptCoVisits:
     def clear(self) -> None:
         self._kept.clear()
 
-    def _rows_of(self, users: NDArray[np.integer[Any]]) -> set[int]:
+    def _rows_of(self, users: NDArray[np.integer[Any]]) -> list[int]:
         """Where any of these users stands."""
-        visitors = self._visitors[: len(self._item_of)].ravel()
-        if len(users) <= _FEW:
-            is_here = np.zeros(len(visitors), np.bool_)
-            for user in users.tolist():
-                is_here |= visitors == user
-        else:
-            self._reserve(users)
-            self._is_changed[users] = True
-            is_here = self._is_changed.take(visitors)
-            self._is_changed[users] = False
-        return set((is_here.nonzero()[0] // self._visitors.shape[1]).tolist())
+        self._reserve(users)
+        self._is_changed[users] = True
+        is_here = self._is_changed.take(self._visitors[: len(self._item_of)].ravel())
+        self._is_changed[users] = False
+        # Each once, in a fifth of the time that a set of them takes where there are many.
+        return np.bincount(is_here.nonzero()[0] // self._visitors.shape[1]).nonzero()[0].tolist()
 
     def _room_for(self, item: int) -> int:
         """A row, if need be that of the item which has its own for longest."""

@@ -173,3 +173,17 @@ def test_what_is_met_between_two_questions_of_a_user_becomes_a_candidate(asked: 
         assert blend.reasons(query, answer.positions) == fresh.reasons(query, answer.positions)
     assert set(risen) <= {*answer.positions.tolist()}
     assert not set(unknown[:4]) & {*shown.tolist()}
+
+
+def test_an_item_that_is_newer_than_the_blend_leads_nobody_astray(asked: tuple[Blend, list[Query]]) -> None:
+    blend, queries = asked
+    assert isinstance(queries[0].live, LiveState)
+    live, blend = LiveState.from_parts(queries[0].live.parts()), replace(blend)
+    query = replace(queries[0], live=live)
+    blend.recommend(query)
+    newcomers = np.arange(N_USERS, N_USERS + 20, dtype=np.int32)
+    live.fold(DayLedger().changes(newcomers, np.full(20, N_ITEMS + 3, np.int32), np.ones(20), np.full(20, NOW)))
+    assert N_ITEMS + 3 in live.leading().since
+    answer = blend.recommend(query)
+    assert len(answer.positions) == query.limit
+    assert answer.positions.max() < N_ITEMS

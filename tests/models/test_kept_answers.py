@@ -4,6 +4,7 @@ was never asked before."""
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,12 @@ class Crowd:
         times = np.sort(self.at - self.rng.random(n))
         self.live.fold(self._ledger.changes(users, items, np.ones(n), times))
 
+    def passes_by(self) -> None:
+        """A newcomer comes to an item that leads, where no asker was."""
+        far = np.setdiff1d(self.live.leading().chosen, self._near)
+        users, items = np.array([N_USERS + 60], np.int32), self.rng.choice(far, 1).astype(np.int32)
+        self.live.fold(self._ledger.changes(users, items, np.ones(1), np.array([self.at])))
+
     def turns_to(self, item: int) -> None:
         """Thirty newcomers come to one item."""
         users = np.arange(N_USERS + 20, N_USERS + 50, dtype=np.int32)
@@ -98,22 +105,38 @@ def assert_as_if_never_asked(blend: Blend, query: Query) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_answers_are_those_of_a_blend_that_was_never_asked(asked: tuple[Blend, list[Query]], seed: int) -> None:
-    blend, queries = replace(asked[0]), list(asked[1])
+    blend, queries = replace(asked[0]), list(asked[1][:3])
     crowd = Crowd(queries, seed)
     rng = np.random.default_rng(100 + seed)
-    for turn in range(80):
-        crowd.at += rng.choice([0.0, 0.3, 40.0, 1_000.0])
+    found: Counter[str] = Counter()
+    for turn in range(120):
+        crowd.at += rng.choice([0.0, 0.3, 4.0, 40.0])
         if turn % 30 == 29:
             crowd.forgets(int(rng.integers(N_USERS)))
-        for _ in range(rng.integers(0, 3)):
-            crowd.moves(int(rng.choice([1, 2, 8, 60])))
-        if turn % 5 == 4:
-            crowd.turns_to(int(rng.integers(N_ITEMS)))
-        place = int(rng.integers(ASKERS))
+        match rng.integers(4):
+            case 0:
+                crowd.moves(int(rng.choice([1, 8, 60, 600])))
+            case 1:
+                crowd.passes_by()
+            case 2 if turn % 2:
+                crowd.turns_to(int(rng.integers(N_ITEMS)))
+        place = int(rng.integers(len(queries)))
         if rng.random() < 0.1:
             history = longer(queries[place].history, int(rng.integers(N_ITEMS)), crowd.at)
             queries[place] = replace(queries[place], history=history, excluded=history.positions)
-        assert_as_if_never_asked(blend, replace(queries[place], at=crowd.at, live=crowd.live))
+        query = replace(queries[place], at=crowd.at, live=crowd.live)
+        before = blend._kept.found(blend._key(query))
+        assert_as_if_never_asked(blend, query)
+        after = blend._kept.found(blend._key(query))
+        assert after is not None
+        if before is None:
+            found["anew"] += 1
+        elif after.personal is before.personal:
+            found["as they were" if after.version == before.version else "as they were, though something happened"] += 1
+        else:
+            found["again" if after.front is before.front else "again, where others lead"] += 1
+    assert len(found) == 5, found
+    assert min(found.values()) >= 4, found
 
 
 def test_what_happens_while_a_question_is_answered_counts_for_the_next(

@@ -149,6 +149,15 @@ def test_only_the_newest_of_a_long_history_count(fitted: AlsHybrid) -> None:
     )
 
 
+def test_what_it_says_of_an_item_does_not_depend_on_what_is_asked_beside_it(fitted: AlsHybrid) -> None:
+    """To the last bit: answers are put together from what was said at several times."""
+    opinion = fitted.opinion(ask(FAN_OF_A, limit=5))
+    assert opinion is not None
+    rows = fitted.rows_of(np.arange(NEVER_SEEN, dtype=np.int32))
+    assert opinion.scores(rows)[::3].tobytes() == opinion.scores(rows[::3]).tobytes()
+    assert opinion.scores(rows)[5:6].tobytes() == opinion.scores(rows[5:6]).tobytes()
+
+
 def test_weights_are_chosen_by_users_with_long_histories_too() -> None:
     """Each of 60 meets most of 640 items, one after the other."""
     rng = np.random.default_rng(5)
