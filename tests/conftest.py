@@ -119,9 +119,10 @@ def redis_url(redis_server_url: str) -> str:
 
 
 def leave_the_disk_alone(database_url: str) -> None:
-    """Lets Postgres wait for no disk: nobody pulls the plug, and a busy disk keeps it silent for seconds."""
+    """Lets Postgres wait for no disk: nobody pulls the plug, and a busy disk keeps it silent for seconds. What it
+    acknowledges is still with the system by then, and outlives it."""
     engine = create_engine(_driver(database_url), poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+    for setting in ("fsync", "full_page_writes"):
         _run(engine, f"alter system set {setting} = off")
     _run(engine, "select pg_reload_conf()")
 
