@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from app.feedback import event_writer
 from app.feedback.event_writer import EventWriter
-from app.feedback.events import Event
+from app.feedback.events import Event, Receipt
 from app.feedback.ingest import SECOND_FROM, Ingest
 from app.settings import Settings
 from app.storage.database import open_engine
@@ -53,52 +53,49 @@ def patient(postgres_url: str, cache: redis.Redis) -> Iterator[Ingest]:
     engine.dispose()
 
 
-def test_many_events_do_not_wait_for_a_group_that_is_held_up(patient: Ingest, engine: Engine) -> None:
-    ingest = patient
+@contextmanager
+def held_up(ingest: Ingest, engine: Engine) -> Iterator[tuple[ThreadPoolExecutor, Future[Receipt]]]:
+    """Threads to send more with, while the first writer waits with a like of ann's."""
     ingest.submit_blocking([an_event("ann"), an_event("bob")])
-    with ThreadPoolExecutor() as pool:
-        with in_use(engine, "ann"):
-            held_up = pool.submit(ingest.submit_blocking, [an_event("ann", kind="like")])
-            until(lambda: is_held_up(engine))
-            some = pool.submit(ingest.submit_blocking, [an_event("bob") for _ in range(SECOND_FROM - 1)])
-            until(lambda: ingest.queued_events == SECOND_FROM - 1)
-            assert not has_stored(ingest.second)
-            one_more = pool.submit(ingest.submit_blocking, [an_event("bob")])
-            assert some.result(60).accepted == SECOND_FROM - 1
-            assert one_more.result(60).accepted == 1
-            assert not held_up.done()
-        assert held_up.result(60).accepted == 1
-    assert has_stored(ingest.second)
+    with ThreadPoolExecutor() as pool, in_use(engine, "ann"):
+        sent = pool.submit(ingest.submit_blocking, [an_event("ann", kind="like")])
+        until(lambda: is_held_up(engine))
+        yield pool, sent
+
+
+def test_many_events_do_not_wait_for_a_group_that_is_held_up(patient: Ingest, engine: Engine) -> None:
+    with held_up(patient, engine) as (pool, first):
+        some = pool.submit(patient.submit_blocking, [an_event("bob") for _ in range(SECOND_FROM - 1)])
+        until(lambda: patient.queued_events == SECOND_FROM - 1)
+        assert not has_stored(patient.second)
+        one_more = pool.submit(patient.submit_blocking, [an_event("bob")])
+        assert some.result(60).accepted == SECOND_FROM - 1
+        assert one_more.result(60).accepted == 1
+        assert not first.done()
+    assert first.result(60).accepted == 1
+    assert has_stored(patient.second)
 
 
 def test_without_a_connection_of_its_own_the_second_takes_nothing(patient: Ingest, engine: Engine) -> None:
-    patient.submit_blocking([an_event("ann")])
-    with ThreadPoolExecutor() as pool:
-        with in_use(engine, "ann"):
-            held_up = pool.submit(patient.submit_blocking, [an_event("ann", kind="like")])
-            until(lambda: is_held_up(engine))
-            others = [patient.first._engine.connect() for _ in range(2)]
-            many = pool.submit(patient.submit_blocking, [an_event("bob") for _ in range(SECOND_FROM)])
-            until(lambda: patient.queued_events == SECOND_FROM)
-        assert held_up.result(60).accepted == 1
-        assert many.result(60).accepted == SECOND_FROM
-        assert not has_stored(patient.second)
-        for other in others:
-            other.close()
+    with held_up(patient, engine) as (pool, first):
+        others = [patient.first._engine.connect() for _ in range(2)]
+        many = pool.submit(patient.submit_blocking, [an_event("bob") for _ in range(SECOND_FROM)])
+        until(lambda: patient.queued_events == SECOND_FROM)
+    assert first.result(60).accepted == 1
+    assert many.result(60).accepted == SECOND_FROM
+    assert not has_stored(patient.second)
+    for other in others:
+        other.close()
 
 
 def test_what_is_left_at_the_end_is_the_firsts(patient: Ingest, engine: Engine) -> None:
-    patient.submit_blocking([an_event("ann")])
-    with ThreadPoolExecutor() as pool:
-        with in_use(engine, "ann"):
-            held_up = pool.submit(patient.submit_blocking, [an_event("ann", kind="like")])
-            until(lambda: is_held_up(engine))
-            few = pool.submit(patient.submit_blocking, [an_event("bob")])
-            until(lambda: patient.queued_events == 1)
-            closing = pool.submit(patient.close)
-            until(lambda: not patient._threads[1].is_alive())
-        closing.result(60)
-        assert held_up.result(60).accepted == few.result(60).accepted == 1
+    with held_up(patient, engine) as (pool, first):
+        few = pool.submit(patient.submit_blocking, [an_event("bob")])
+        until(lambda: patient.queued_events == 1)
+        closing = pool.submit(patient.close)
+        until(lambda: not patient._threads[1].is_alive())
+    closing.result(60)
+    assert first.result(60).accepted == few.result(60).accepted == 1
     assert not has_stored(patient.second)
 
 
