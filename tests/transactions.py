@@ -3,20 +3,15 @@ after its beginning from being counted."""
 
 from __future__ import annotations
 
-import time
-
 from sqlalchemy import Engine, text
 
-PATIENCE_SECONDS = 180.0
+from tests.patience import until
 
 
 def await_all_before(engine: Engine) -> None:
     """Until every transaction that has begun by now is over."""
     begun = _asked(engine, "xmax")
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while _asked(engine, "xmin") < begun:
-        assert time.monotonic() < deadline, "somebody's transaction does not end"
-        time.sleep(0.02)
+    until(lambda: _asked(engine, "xmin") >= begun)
 
 
 def _asked(engine: Engine, mark: str) -> int:

@@ -37,7 +37,7 @@ from app.storage import tables
 from app.storage.database import open_engine
 from models.contracts import Reason
 from tests.app.feedback.examples import planted
-from tests.app.live.test_follower import until
+from tests.patience import until
 
 SHOWN = Shown(0, 0.5, "blend", False, Reason("taste"))
 NOW = datetime.now(UTC)

@@ -27,7 +27,8 @@ from app.live.log import recount
 from app.retention import PRUNER_LOCK, RetentionKeeper, prune
 from app.settings import Settings
 from models.live.state import LiveState
-from tests.app.live.test_follower import caught_up, until
+from tests.app.live.test_follower import caught_up
+from tests.patience import until
 
 LIKED = """
     select user_row, item_row, at from (

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ from app.storage.embedded.postgres import installed_package
 from app.storage.new_life import begin_new_life
 from app.storage.release_files import point_to
 from tests.conftest import leave_the_disk_alone
+from tests.patience import until
 from tests.service.conftest import Service, Stores, running
 
 Server = Literal["postgres", "valkey"]
 How = Literal["killed", "hung"]
-PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -123,14 +122,6 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS) -> None:
-    """Waits for it. Fails after a time that no machine needs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
 
 
 @contextmanager

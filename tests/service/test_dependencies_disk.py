@@ -18,8 +18,9 @@ from app.storage.database import open_engine
 from app.storage.release_files import current_id, point_to
 from app.training import job
 from models.training import fit_recipes
+from tests.patience import until
 from tests.service.conftest import Service, Stores
-from tests.service.outages import Island, island, small_disk, small_files, until
+from tests.service.outages import Island, island, small_disk, small_files
 from tests.service.test_recommend import ids, like, recommend, send, someone
 
 

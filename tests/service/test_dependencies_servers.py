@@ -17,8 +17,9 @@ import httpx
 import pytest
 import redis
 
+from tests.patience import until
 from tests.service.conftest import KEYS, Service, Stores, await_ready, client_of, free_port, running
-from tests.service.outages import How, Island, Server, island, metric, until, up
+from tests.service.outages import How, Island, Server, island, metric, up
 from tests.service.test_recommend import ids, like, recommend, send, someone
 
 HOWS = get_args(How)

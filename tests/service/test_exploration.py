@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, Row, select
+from sqlalchemy import Engine, select
 
 from app.serving.exploration import generator_of, plackett_luce, propensities_of
 from app.storage.database import open_engine
 from app.storage.tables import impressions, items, on_screen
 from tests.service.conftest import Service, Stores, running
-from tests.service.test_recommend import ids, like, recommend, send, settle, someone
+from tests.service.test_recommend import ids, like, recommend, send, settle, someone, written
 from tests.service.test_rules import Put, put
 
 __all__ = ["put"]
@@ -32,19 +31,6 @@ def database(stores: Stores) -> Iterator[Engine]:
     engine = open_engine(stores.environment["DATABASE_URL"])
     yield engine
     engine.dispose()
-
-
-def written(database: Engine, page: dict) -> Row:
-    """The impression of the page; they are written a moment after the answer."""
-    statement = select(impressions).where(impressions.c.request_id == page["request_id"])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with database.connect() as db:
-            row = db.execute(statement).one_or_none()
-        if row is not None:
-            return row
-        time.sleep(0.1)
-    raise AssertionError(f"the impression of {page['request_id']} was not written in a minute")
 
 
 def row_of(database: Engine, item_id: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import redis
 from sqlalchemy import text
 
 from app.storage.database import open_engine
+from tests.patience import until
 from tests.service.conftest import Service, Stores, running
 from tests.service.test_experiments import act, an_experiment
 from tests.service.test_recommend import ids, like, recommend, send, settle, someone
@@ -45,14 +45,13 @@ def variants(service: Service, user: str, defined: dict[str, Any], **more: objec
 
 def stored(service: Service, user: str, what: str = "exposures", least: int = 1) -> list[dict[str, Any]]:
     """What is stored of the user, as soon as it is as much as that."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+
+    def enough() -> list[dict[str, Any]] | None:
         answer = service.client.get(f"/users/{user}/export")
-        if answer.status_code == 200 and len(answer.json()[what]) >= least:
-            found: list[dict[str, Any]] = answer.json()[what]
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what} of {user} were not stored")
+        found = answer.json()[what] if answer.status_code == 200 else []
+        return found if len(found) >= least else None
+
+    return until(enough)
 
 
 def test_an_answer_says_its_variants_and_they_are_stored(a: Service, b: Service, run: Run) -> None:
@@ -104,10 +103,7 @@ def test_a_fallback_stays_in_its_arm_and_is_marked(a: Service, run: Run) -> None
     page = recommend(a, user, surface=defined["surface"])
     assert page["recommender"] != "als_hybrid", "which has nothing to say to somebody who is new"
     assert page["experiments"] == [{"key": defined["key"], "variant": "als"}]
-    deadline = time.monotonic() + 60
-    while stored(a, user)[0]["marks"] != ["fallback", "forced"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: stored(a, user)[0]["marks"] == ["fallback", "forced"])
 
 
 def test_crawlers_are_marked(a: Service, run: Run) -> None:

@@ -5,9 +5,9 @@ import signal
 import psutil
 import pytest
 
+from tests.patience import until
 from tests.processes import command_line, is_living
 from tests.service.conftest import Service, Stores, running
-from tests.service.outages import until
 from tests.service.test_training import job_at
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -11,6 +10,7 @@ from sqlalchemy import Engine
 
 from app.storage import keys
 from app.storage.database import open_engine
+from tests.patience import until
 from tests.service.conftest import Service, Stores, client_of
 
 
@@ -27,10 +27,7 @@ def status(service: Service, key: str) -> int:
 
 
 def becomes(services: tuple[Service, Service], key: str, expected: int) -> None:
-    deadline = time.monotonic() + 60
-    while {status(service, key) for service in services} != {expected}:
-        assert time.monotonic() < deadline, f"the key never answers {expected} everywhere"
-        time.sleep(0.05)
+    until(lambda: {status(service, key) for service in services} == {expected})
 
 
 def test_a_rotated_key_opens_until_its_grace_is_over_and_the_new_one_at_once(

@@ -14,8 +14,8 @@ import redis
 from sqlalchemy import text
 
 from app.storage.database import open_engine
+from tests.patience import until
 from tests.service.conftest import Service, Stores, running
-from tests.service.outages import until
 from tests.service.test_recommend import ids, recommend, someone
 
 

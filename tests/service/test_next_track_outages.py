@@ -13,8 +13,9 @@ import pytest
 import redis
 
 from app.feedback.sessions import digest_of, session_key
+from tests.patience import until
 from tests.service.conftest import Service, Stores
-from tests.service.outages import Island, island, metric, until
+from tests.service.outages import Island, island, metric
 from tests.service.test_next_track import ids, listens, page, play, session
 from tests.service.test_recommend import like, someone
 

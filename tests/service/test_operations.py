@@ -1,13 +1,13 @@
 """Keys, errors, limits, metrics, releases and stopping: what an operator relies on."""
 
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.patience import until
 from tests.service.conftest import ANSWER_SECONDS, KEYS, Service, Stores, activate, copy_release, running
 from tests.service.test_recommend import ids, like, recommend, send, someone
 
@@ -115,7 +115,7 @@ def test_a_release_is_swapped_in_every_process_and_back_while_requests_go_on(
     first = recommend(b, someone(), limit=5)
     second_id = copy_release(stores.settings, stores.settings.releases_dir / stores.release_id)
     activate(stores.settings, second_id)
-    _until(lambda: recommend(b, someone())["release"] == second_id)
+    until(lambda: recommend(b, someone())["release"] == second_id)
     listed = a.client.get("/admin/releases").json()["items"]
     assert [release["release_id"] for release in listed if release["current"]] == [second_id]
 
@@ -124,7 +124,7 @@ def test_a_release_is_swapped_in_every_process_and_back_while_requests_go_on(
 
     back = a.client.post(f"/admin/releases/{stores.release_id}/activate")
     assert back.json() == {"release_id": stores.release_id, "replaced": second_id}
-    _until(lambda: recommend(b, someone())["release"] == stores.release_id)
+    until(lambda: recommend(b, someone())["release"] == stores.release_id)
 
 
 def test_a_damaged_release_is_refused_and_the_last_good_one_serves(a: Service, stores: Stores) -> None:
@@ -137,10 +137,10 @@ def test_a_damaged_release_is_refused_and_the_last_good_one_serves(a: Service, s
 
     good = (folder / "current").read_text()
     (folder / "current").write_text(broken.name)
-    _until(lambda: "release" in a.client.get("/readyz").json()["degraded"])
+    until(lambda: "release" in a.client.get("/readyz").json()["degraded"])
     assert recommend(a, someone())["release"] == good
     (folder / "current").write_text(good)
-    _until(lambda: a.client.get("/readyz").json()["degraded"] == {})
+    until(lambda: a.client.get("/readyz").json()["degraded"] == {})
 
 
 def test_a_release_that_does_not_exist_is_404(a: Service) -> None:
@@ -176,7 +176,7 @@ def test_a_killed_parent_takes_its_workers_along(stores: Stores) -> None:
     with running(stores.environment, "--workers", "2") as service:
         service.process.kill()
         service.process.wait(60)
-        _until(lambda: not _answers(service.url), seconds=60)
+        until(lambda: not _answers(service.url))
 
 
 def _answers(url: str) -> bool:
@@ -184,13 +184,6 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _until(condition: object, *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
 
 
 def test_metrics_are_those_of_all_workers(stores: Stores) -> None:

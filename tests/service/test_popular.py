@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from tests.patience import until
 from tests.service.conftest import Service
-from tests.service.outages import until
 from tests.service.test_recommend import ids, recommend, send, settle, someone
 
 Make = Callable[[str], str]

@@ -7,12 +7,23 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, Row, select
 
 from app.storage.database import open_engine
 from app.storage.tables import impressions, items
+from tests.patience import PATIENCE_SECONDS, until
 from tests.service.conftest import Service, Stores
-from tests.service.outages import PATIENCE_SECONDS, until
+
+
+def written(database: Engine, page: dict) -> Row:
+    """The impression of the page; they are written a moment after the answer."""
+    statement = select(impressions).where(impressions.c.request_id == page["request_id"])
+
+    def row() -> Row | None:
+        with database.connect() as db:
+            return db.execute(statement).one_or_none()
+
+    return until(row)
 
 
 def recommend(service: Service, user_id: str, **parameters: object) -> dict:
@@ -331,13 +342,7 @@ def test_explain_says_what_removed_an_item(a: Service, established: str) -> None
 def test_what_was_shown_is_written_down(a: Service, stores: Stores) -> None:
     page = recommend(a, someone(), surface="sidebar", limit=4)
     engine = open_engine(stores.environment["DATABASE_URL"])
-    statement = select(impressions).where(impressions.c.request_id == page["request_id"])
-    deadline, row = time.monotonic() + 60, None
-    while row is None and time.monotonic() < deadline:
-        with engine.connect() as db:
-            row = db.execute(statement).one_or_none()
-        time.sleep(0.1)
-    assert row is not None
+    row = written(engine, page)
     with engine.connect() as db:
         names = {r.row: r.item_id for r in db.execute(select(items.c.row, items.c.item_id))}
     engine.dispose()

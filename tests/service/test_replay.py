@@ -7,10 +7,9 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import psutil
@@ -21,10 +20,9 @@ from app.storage.database import open_engine
 from app.storage.embedded import embedded_servers
 from models.evaluation.replay import Feed
 from tests.app.storage.conftest import data_dir  # noqa: F401 - a fixture
+from tests.patience import until
 from tests.processes import command_line, has_connections, is_living
 from tests.service.conftest import PATIENT
-
-T = TypeVar("T")
 
 EVENTS, USERS, NEWCOMERS, FILMS = 300, 40, 10, 30
 BEFORE = 240
@@ -121,12 +119,12 @@ def test_whatever_ends_it_leaves_no_process_behind(log: Path, tmp_path: Path, en
     with subprocess.Popen(
         command, env=without_servers() | {"TMPDIR": str(tmp_path)}, stderr=subprocess.DEVNULL, start_new_session=True
     ) as running:
-        service = awaited(lambda: serving_below(running.pid))
+        service = until(lambda: serving_below(running.pid))
         holders = processes_below(tmp_path)
         running.send_signal(end)
         running.wait(180)
 
-    awaited(lambda: not any(is_living(process) for process in (service, *holders)))
+    until(lambda: not any(is_living(process) for process in (service, *holders)))
     assert holders
     assert end is signal.SIGKILL or not list(tmp_path.iterdir())
 
@@ -142,15 +140,6 @@ def processes_below(folder: Path) -> list[psutil.Process]:
     """Those that were told of the folder: the embedded servers and who watches over them."""
     found = psutil.process_iter(["cmdline"])
     return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or ())]
-
-
-def awaited(ready: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if found := ready():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it never happened")
 
 
 def test_a_database_in_use_is_refused(log: Path, environment: dict[str, str]) -> None:

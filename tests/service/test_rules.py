@@ -1,11 +1,11 @@
 """API.md, Administration: blocks and promotions, in force on the next request of every worker."""
 
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.patience import until
 from tests.service.conftest import Service
 from tests.service.test_recommend import ids, like, recommend, send, settle, someone
 
@@ -68,10 +68,7 @@ def test_a_block_holds_in_its_time_only(b: Service, put: Put) -> None:
     put("blocks", item, {"starts_at": in_(-60), "ends_at": in_(3600)})
     assert item not in ids(recommend(b, someone()))
     put("blocks", item, {"starts_at": in_(-60), "ends_at": in_(1)})
-    deadline = time.monotonic() + 60
-    while item not in ids(recommend(b, someone())):
-        assert time.monotonic() < deadline, "the block never ends"
-        time.sleep(0.1)
+    until(lambda: item in ids(recommend(b, someone())))
     put("blocks", item, {"starts_at": in_(3600)})
     assert item in ids(recommend(b, someone()))
 
@@ -136,10 +133,7 @@ def test_a_promotion_does_not_show_what_the_user_has_seen_or_excluded(b: Service
 def test_a_promotion_ends_after_its_impressions(b: Service, put: Put) -> None:
     item = ids(recommend(b, someone(), limit=100))[90]
     put("promotions", item, {"position": 1, "max_impressions": 3})
-    deadline = time.monotonic() + 60
-    while ids(recommend(b, someone()))[0] == item:
-        assert time.monotonic() < deadline, "the promotion never ends"
-        time.sleep(0.3)
+    until(lambda: ids(recommend(b, someone()))[0] != item)
     why = b.client.get("/recommend/explain", params={"user_id": someone(), "item_id": item}).json()
     assert why["removed_by"] == "capped"
 

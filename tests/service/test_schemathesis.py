@@ -27,8 +27,8 @@ from app.main import create_app
 from app.settings import Settings
 from app.storage.database import database_id, open_engine
 from app.storage.tables import database_identity
+from tests.patience import until
 from tests.service.conftest import KEYS, Service, Stores, running
-from tests.service.outages import until
 from tests.service.sample import write_sample
 
 EXAMPLES = 8

@@ -14,8 +14,8 @@ import pytest
 from app.importers.movietweetings import import_movietweetings
 from app.storage.database import open_engine
 from models.recipes import RECIPES
+from tests.patience import until
 from tests.service.conftest import Service, Stores, running
-from tests.service.outages import until
 from tests.service.test_recommend import recommend, someone
 from tests.service.test_replay import write_log
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from app.settings import Settings
 from app.storage.keys import ApiKey, KeyRing, digest_of
 from app.training.queue import MOST_QUEUED
 from tests.app.api.conftest import URL
+from tests.patience import until
 
 READER, WRITER = (ApiKey(name, digest_of(name), frozenset()) for name in ("reader", "writer"))
 
@@ -231,7 +231,4 @@ def test_more_trainings_than_can_be_meant_are_409(client: TestClient) -> None:
 
 
 def test_what_waits_is_measured(client: TestClient) -> None:
-    deadline = time.monotonic() + 60
-    while not all(f'queue="{name}"' in client.get("/metrics").text for name in QUEUES):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: all(f'queue="{name}"' in client.get("/metrics").text for name in QUEUES))

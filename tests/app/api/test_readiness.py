@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -11,13 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
 from app import resources
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
+from tests.patience import until
 
 
 def degraded(client: TestClient) -> dict[str, str]:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +27,7 @@ from app.experiments.exposure_log import ExposureLog
 from app.experiments.exposures import Exposure, line_of
 from app.feedback.dirty_marks import ERASURE_LOCK, ViewWriter
 from app.storage.database import database_id
+from tests.patience import until
 
 VARIANTS = (Variant("control", 0.5), Variant("treatment", 0.5))
 SEEN = Exposure("x", 1, "ann", "control", datetime.now(UTC), "few", "feed", None, "r1", "host:1")
@@ -47,13 +47,6 @@ def note(log: ExposureLog, *assigned: Assigned, **more: Any) -> asyncio.Future[N
 def rows(engine: Engine, columns: str = "experiment, user_id, variant, marks") -> list[tuple[Any, ...]]:
     with engine.connect() as db:
         return [tuple(row) for row in db.execute(text(f"select {columns} from exposures order by 1, 2"))]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 @pytest.fixture

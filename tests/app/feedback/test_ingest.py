@@ -26,7 +26,7 @@ from app.feedback.ingest import Ingest
 from app.settings import Settings
 from app.storage.database import open_engine
 from tests.app.feedback.examples import an_event
-from tests.app.live.test_follower import until
+from tests.patience import until
 
 
 def scalar(engine: Engine, statement: str, **parameters: object) -> Any:

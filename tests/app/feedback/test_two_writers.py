@@ -18,7 +18,7 @@ from app.feedback.ingest import SECOND_FROM, Ingest
 from app.settings import Settings
 from app.storage.database import open_engine
 from tests.app.feedback.examples import an_event
-from tests.app.live.test_follower import until
+from tests.patience import until
 
 KINDS = ("like", "unlike", "dislike", "view")
 

@@ -25,18 +25,11 @@ from app.storage.database import open_engine
 from app.storage.new_life import begin_new_life
 from models.live.state import LiveState
 from tests.app.live.conftest import Follow, an_event, row_of, user_row_of
+from tests.patience import until
 from tests.transactions import await_all_before
 
 Erase = Callable[[str], object]
 DAY = timedelta(days=1)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Long, for the other worker's tests may hold back what is committed here."""
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come true"
-        time.sleep(0.01)
 
 
 def rests(follower: LiveFollower) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from app.feedback.ingest import Ingest
 from tests.app.live.conftest import Follow, an_event
-from tests.app.live.test_follower import until
+from tests.patience import until
 
 BEHIND = 1.5
 

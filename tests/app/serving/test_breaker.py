@@ -9,6 +9,7 @@ import pytest
 
 from app.serving import breaker as module
 from app.serving.breaker import Breaker
+from tests.patience import until
 
 LONG_AGO = 3600.0
 
@@ -18,12 +19,6 @@ def failed(*, seconds: float) -> Breaker:
     breaker = Breaker("postgres", patience_seconds=LONG_AGO)
     breaker.failed(OSError("away"), since=time.monotonic() - seconds)
     return breaker
-
-
-def until_it_lets_through(breaker: Breaker) -> None:
-    deadline = time.monotonic() + 60
-    while not breaker.lets_through():
-        assert time.monotonic() < deadline, "nobody asks any more"
 
 
 def test_everybody_asks_while_all_is_well() -> None:
@@ -40,7 +35,7 @@ def test_after_silence_nobody_asks_for_a_while(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_failure_that_cost_nothing_keeps_nobody_from_asking_but_one_after_the_other() -> None:
     breaker = failed(seconds=0.0)
-    until_it_lets_through(breaker)
+    until(breaker.lets_through)
     assert not breaker.lets_through(), "the first has no answer yet"
 
 
@@ -55,11 +50,11 @@ def test_nobody_asks_while_an_answer_is_overdue() -> None:
     breaker.failed(TimeoutError(), since=time.monotonic(), overdue=owed)
     assert not breaker.lets_through()
     owed.set_exception(OSError("cut off"))
-    until_it_lets_through(breaker)
+    until(breaker.lets_through)
 
 
 def test_who_was_let_through_and_went_without_a_word_does_not_keep_the_others_away() -> None:
     breaker = Breaker("postgres", patience_seconds=0.05)
     breaker.failed(OSError("away"), since=time.monotonic())
-    until_it_lets_through(breaker)
-    until_it_lets_through(breaker)
+    until(breaker.lets_through)
+    until(breaker.lets_through)

@@ -1,7 +1,5 @@
 """What was shown is written, whatever its neighbours in the batch are like."""
 
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +15,7 @@ from app.serving.impressions import LINGER_SECONDS, Impression, ImpressionWriter
 from app.serving.slate import Shown
 from app.storage.tables import impressions
 from models.contracts import Reason
+from tests.patience import until
 
 WAITING = text(
     "select count(*) from pg_locks join pg_database on pg_database.oid = pg_locks.database"
@@ -32,13 +31,6 @@ def written(engine: Engine, *shown: Impression) -> set[str]:
     writer.close()
     with engine.connect() as db:
         return set(db.execute(select(impressions.c.request_id)).scalars())
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def test_an_impression_that_cannot_be_stored_is_lost_alone(engine: Engine) -> None:

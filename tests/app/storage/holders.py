@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +76,6 @@ def another_holder(data_dir: Path, python: str = sys.executable, **options: Any)
                 process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 holder.kill()
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def query(servers: EmbeddedServers, statement: str) -> Any:

