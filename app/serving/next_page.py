@@ -14,6 +14,7 @@ from app.serving.inventory import Inventory
 from app.serving.next_candidates import Proposal
 from app.serving.session_rules import Role
 from app.serving.slate import Shown
+from app.storage.kept_json import kept_json
 from models.contracts import Reason, ReasonCode
 
 SURFACE = "player"
@@ -66,7 +67,7 @@ def about(request_id: str, proposal: Proposal, session: Session, row: int | None
     """What an answer needs beyond its tracks; kept with them, for a call that comes again."""
     listens = session.listens
     seed = row if row is not None else (int(listens["row"][-1]) if len(listens) else None)
-    return orjson.dumps([request_id, proposal.leader, proposal.names, release, seed])
+    return kept_json([request_id, proposal.leader, proposal.names, release, seed])
 
 
 def page_of(given: Given, inventory: Inventory, *, recorded: bool | None, is_new: bool, is_away: bool) -> NextPage:

@@ -25,6 +25,7 @@ from app.serving.arms import NO_ARM, Arm
 from app.serving.breaker import Breaker
 from app.serving.exploration import Draw
 from app.serving.slate import Run, Shown
+from app.storage.kept_json import kept_json
 from app.storage.redis_multiplexer import RedisMultiplexer
 from models.contracts import Reason
 
@@ -237,7 +238,7 @@ def _encode(pinned: Pinned) -> bytes:
     del kept["draw"]
     if pinned.arm is NO_ARM:
         del kept["arm"]
-    return orjson.dumps(kept)
+    return kept_json(kept)
 
 
 def _runs(items: Sequence[Shown]) -> list[tuple[Any, ...]]:

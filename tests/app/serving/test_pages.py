@@ -17,6 +17,7 @@ from app.serving.exploration import Sampler
 from app.serving.pages import PageStore, Pinned
 from app.serving.slate import Shown
 from models.contracts import Reason
+from tests.room import room
 
 PINNED = Pinned(
     "recommend", {"user_id": "u"}, "new", "blend", "r", {}, (1, 2), (Shown(3, 0.5, "blend", False, Reason("taste", 7)),)
@@ -116,3 +117,17 @@ def test_what_a_process_keeps_itself_is_bounded_by_items(redis_url: str, monkeyp
             return len(opened._recent)
 
     assert asyncio.run(scenario()) == 2
+
+
+def test_what_a_process_keeps_itself_takes_the_room_that_is_counted(redis_url: str) -> None:
+    slate = PINNED._replace(remaining=tuple(PINNED.remaining[0]._replace(row=row, score=row / 7) for row in range(300)))
+
+    async def scenario() -> tuple[int, int]:
+        async with store(redis_url) as opened:
+            with room() as held:
+                for _ in range(50):
+                    opened.put(slate)
+                return held(), opened._recent_bytes
+
+    taken, counted = asyncio.run(scenario())
+    assert taken < 2 * counted
