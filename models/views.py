@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import ref
 
 import numpy as np
@@ -15,10 +17,13 @@ from models.ranking.features import Step
 from models.ranking.listwise import SituatedRanker
 from models.retrieval.opinions import Opinion
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 CO_VISITS_SPEAK = 1
 """By this number co-visits stand among those who give reasons; the live counts are 0, then come the sources."""
 MOST_USERS = 1_500
-"""Users of whom it is kept what their candidates are: about 45 kB each, in every process that answers."""
+"""Users of whom it is kept what their candidates are, in every process that answers: about 50 kB each, and where events
+come in twice that, with co-visits that nobody shares any more."""
 
 
 class Personal(NamedTuple):
@@ -151,6 +156,31 @@ class Found(NamedTuple):
         return self.since is since or bool(is_among(since, self.personal.positions).all())
 
 
+class LatelyUsed(Generic[Key, Value]):
+    """What was kept or asked for last. May be asked by many threads."""
+
+    __slots__ = ("_kept", "_lock", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Key) -> Value | None:
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def keep(self, key: Key, value: Value) -> None:
+        with self._lock:
+            self._kept[key] = value
+            self._kept.move_to_end(key)
+            if len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+
 class Kept:
     """What the next questions may need again.
 
@@ -160,8 +190,8 @@ class Kept:
     __slots__ = ("_found", "_front", "_names", "_view")
 
     def __init__(self) -> None:
-        self._names: dict[int, tuple[History, bytes]] = {}
-        self._found: dict[Hashable, Found] = {}
+        self._names = LatelyUsed[int, tuple[History, bytes]](MOST_USERS)
+        self._found = LatelyUsed[Hashable, Found](MOST_USERS)
         self._front: Front | None = None
         self._view: tuple[Query, View] | None = None
 
@@ -171,9 +201,7 @@ class Kept:
         if known is None or known[0] is not history:
             columns = history.positions, history.weights, history.signs, history.timestamps
             known = history, b"".join([column.tobytes() for column in columns])
-            if len(self._names) >= MOST_USERS:
-                self._names = {}
-            self._names[id(history)] = known
+            self._names.keep(id(history), known)
         return known[1]
 
     def front(self, leading: Positions, make: Callable[[Positions], Front]) -> Front:
@@ -188,10 +216,7 @@ class Kept:
         return self._found.get(key)
 
     def keep_found(self, key: Hashable, found: Found) -> None:
-        if len(self._found) >= MOST_USERS and key not in self._found:
-            # All at once: to look for the oldest among threads takes a lock.
-            self._found = {}
-        self._found[key] = found
+        self._found.keep(key, found)
 
     def keep(self, query: Query, view: View) -> None:
         self._view = query, view

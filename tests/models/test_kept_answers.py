@@ -17,6 +17,7 @@ from models.live.state import LiveState
 from models.ranking.features import CONTEXTS
 from models.ranking.listwise import ListwiseRanker
 from models.two_stage import Blend
+from models.views import LatelyUsed
 from tests.models.test_candidates import N_ITEMS, N_USERS, NOW, blend_and_queries
 
 ASKERS = 12
@@ -188,3 +189,14 @@ def test_threads_that_ask_while_one_folds_leave_nothing_behind_that_is_old(asked
     assert not failures
     for query in asked_now:
         assert_as_if_never_asked(blend, query)
+
+
+def test_the_last_that_were_kept_or_asked_for_are_kept() -> None:
+    lately = LatelyUsed[int, str](3)
+    for number in range(10):
+        lately.keep(number, str(number))
+        assert lately.get(0) == "0", "asked for after each of the others"
+    assert [lately.get(number) for number in (7, 8, 9)] == [None, "8", "9"]
+    lately.keep(8, "another")
+    lately.keep(10, "10")
+    assert [lately.get(number) for number in (0, 8, 9, 10)] == [None, "another", "9", "10"]
