@@ -27,6 +27,7 @@ from app.feedback.cache_version import SETTLE_SECONDS
 from app.feedback.ingest import Ingest
 from app.feedback.sessions import SessionStore
 from app.live.follower import LiveFollower
+from app.memory import giving_back
 from app.orphans import ending_with, serving_parent
 from app.retention import RetentionKeeper
 from app.serving.breaker import Breaker
@@ -244,6 +245,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         )
         stack.push_async_callback(_end, asyncio.create_task(_looked_after(resources)))
         stack.enter_context(_spared_collection())
+        stack.enter_context(giving_back())
         yield resources
 
 
