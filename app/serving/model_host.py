@@ -119,7 +119,7 @@ class ModelHost:
         earlier: names of releases that were served before, the latest first. The first of them that can be loaded is
         answered where nothing is served yet and the pointer does not lead to a release either.
         """
-        release = None
+        release = named = None
         try:
             named = pointed(self._folder)
             if named == served_id:
@@ -128,9 +128,11 @@ class ModelHost:
                 release = self._loaded(named)
             self.failure = None
         except ArtifactError as error:
+            release = self._first_of(earlier()) if served_id is None else None
+            instead = served_id if release is None else release.release_id
             self.failure = str(error)
-            if served_id is None and (release := self._first_of(earlier())) is not None:
-                self.failure += f"; release {release.release_id} is served instead"
+            if instead not in (None, named):
+                self.failure += f"; release {instead} is served instead"
         if release is not None:
             telemetry.RELEASE_LOADED.set(time.time())
             log.info("serving release %s", release.release_id)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from app.serving.model_host import ModelHost
+from app.storage.database import database_id, open_engine
+from tests.patience import until
 from tests.service.conftest import Service, Stores, activate, copy_release, running
-from tests.service.outages import until, up
+from tests.service.outages import up
 from tests.service.test_recommend import ids, recommend, someone
 
 Damage = Callable[[Path], None]
@@ -164,6 +167,20 @@ def test_a_start_with_a_damaged_release_serves_the_one_before(stores: Stores, tm
         assert (page["route"], page["release"]) == ("new", newest_good)
         assert newest_good in degraded(service)["release"]
         assert_it_serves_and_obeys(service, newest_good)
+
+
+def test_which_release_serves_instead_is_said_for_as_long_as_it_does(stores: Stores, tmp_path: Path) -> None:
+    place = Place(stores, tmp_path)
+    lose_the_manifest(place.folder / place.activated())
+    engine = open_engine(stores.environment["DATABASE_URL"])
+    with engine.connect() as db:
+        host = ModelHost(place.folder, database_id(db))
+    engine.dispose()
+    served = host.newer_than(None, lambda: [place.good])
+    assert served is not None
+    for _ in range(2):
+        assert f"; release {place.good} is served instead" in (host.failure or "")
+        assert host.newer_than(served.release_id) is None
 
 
 def test_a_start_without_any_release_that_loads_answers_from_live_counts(stores: Stores, tmp_path: Path) -> None:
