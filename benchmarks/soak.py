@@ -5,7 +5,8 @@
 The service is as `segue serve` starts it, over the demo's data and a trained release below `--data` (made the first
 time, which takes minutes). Every connection sends the next request as soon as the last is answered: recommendations and
 their later pages, events one by one and in batches, similar and popular items, and now and then what is refused. A line
-per `--every` seconds says what the service holds. After a warm-up of a third of the time a straight line is fitted
+per `--every` seconds says what the service holds; of its memory the most that was found in that time, for what is free
+is given back once a minute. After a warm-up of a third of the time a straight line is fitted
 through the memory of the service's processes (PSS: shared pages are divided) and through that of Redis; exit 1 if one
 grows by more than `--most` MiB an hour, where a request failed, or where at the end something is left in a queue.
 
@@ -42,13 +43,14 @@ STRANGERS = 20_000
 WARM_UP_SHARE = 1 / 3
 SETTINGS = {"SEGUE_CURSOR_TTL_SECONDS": "60"}
 DRAIN_SECONDS = 30.0
+LOOK_SECONDS = 5.0
 FEWEST_SAMPLES = 4
 """After the warm-up; fewer tell nothing about growth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the service holds at one moment, and what it did since the last."""
+    """What the service holds at one moment, and what it did since the last; of its memory the most since then."""
 
     seconds: float
     requests_per_second: float
@@ -139,12 +141,24 @@ class Watch:
         self._url, self._parent, self._engine, self._cache, self._load = url, parent, engine, cache, load
         self._started = self._last = time.monotonic()
         self._before: Counter[str] = Counter()
+        self._most_pss = self._most_rss = 0.0
+
+    def look(self) -> None:
+        """At the memory, between two samples."""
+        processes = self._processes()
+        self._most_pss = max(self._most_pss, sum(_pss_mib(process.pid) for process in processes))
+        self._most_rss = max(self._most_rss, sum(process.memory_info().rss for process in processes) / 2**20)
+
+    def _processes(self) -> list[psutil.Process]:
+        return [self._parent, *self._parent.children(recursive=True)]
 
     def sample(self) -> Sample:
         now, answered = time.monotonic(), self._load.answered.copy()
         since, elapsed = answered - self._before, now - self._last
         self._before, self._last = answered, now
-        processes = [self._parent, *self._parent.children(recursive=True)]
+        self.look()
+        pss, rss, self._most_pss, self._most_rss = self._most_pss, self._most_rss, 0.0, 0.0
+        processes = self._processes()
         with self._engine.connect() as db:
             connections = db.execute(text("SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^segue'"))
         return Sample(
@@ -152,8 +166,8 @@ class Watch:
             requests_per_second=since.total() / elapsed,
             refused=since["refused"],
             failed=since["failed"],
-            pss_mib=sum(_pss_mib(process.pid) for process in processes),
-            rss_mib=sum(process.memory_info().rss for process in processes) / 2**20,
+            pss_mib=pss,
+            rss_mib=rss,
             files=sum(process.num_fds() for process in processes),
             threads=sum(process.num_threads() for process in processes),
             redis_mib=self._cache.info("memory")["used_memory"] / 2**20,
@@ -173,7 +187,10 @@ async def soak(load: Load, watch: Watch, asked: argparse.Namespace, say: Callabl
     under_way = asyncio.create_task(load.keep_up(asked.connections, stop))
     until = time.monotonic() + asked.minutes * 60
     while (left := until - time.monotonic()) > 0 and not under_way.done():
-        await asyncio.sleep(min(asked.every, left))
+        due = time.monotonic() + min(asked.every, left)
+        while (pause := min(LOOK_SECONDS, due - time.monotonic())) > 0:
+            await asyncio.sleep(pause)
+            await asyncio.to_thread(watch.look)
         samples.append(await asyncio.to_thread(watch.sample))
         say(row(samples[-1]))
     stop.set()
