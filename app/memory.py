@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from app.repeating import repeating
 
 GIVE_BACK_SECONDS = 60.0
 
@@ -20,19 +20,6 @@ def give_back() -> None:
         _malloc_trim(0)
 
 
-@contextmanager
-def giving_back() -> Iterator[None]:
+def giving_back() -> AbstractContextManager[None]:
     """Within the block, every GIVE_BACK_SECONDS."""
-    is_over = threading.Event()
-
-    def keep_on() -> None:
-        while not is_over.wait(GIVE_BACK_SECONDS):
-            give_back()
-
-    thread = threading.Thread(target=keep_on, name="memory", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+    return repeating("memory", GIVE_BACK_SECONDS, give_back)

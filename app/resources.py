@@ -7,12 +7,12 @@ import gc
 import logging
 import os
 import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import redis
 import redis.asyncio
@@ -29,6 +29,7 @@ from app.feedback.sessions import SessionStore
 from app.live.follower import LiveFollower
 from app.memory import giving_back
 from app.orphans import ending_with, serving_parent
+from app.repeating import repeating
 from app.retention import RetentionKeeper
 from app.serving.breaker import Breaker
 from app.serving.context import POSTGRES_SECONDS, ContextReader
@@ -57,6 +58,8 @@ LIVE_START_SECONDS = 20.0
 """So long a start waits for the live signals. A first one, over years of events, takes longer: it serves meanwhile."""
 LIVE_LAG_SECONDS = 10.0
 """Live signals that are further behind are degraded."""
+LEAVE_SECONDS = 5.0
+"""So long the end waits for a refresh under way."""
 YOUNG_OBJECTS = 10_000
 """So many are made before the collector looks at them: those of some hundred answers, of which nearly all are gone by
 then without it. Python's 700 are those of ten."""
@@ -201,7 +204,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         )
         pages = PageStore(cache, ttl_seconds=settings.cursor_ttl_seconds, breaker=redis_breaker)
         stack.push_async_callback(pages.close)
-        stack.enter_context(_refreshed(inventories, settings.refresh_seconds))
+        stack.enter_context(
+            repeating("refresher", settings.refresh_seconds, partial(_refresh, inventories), leave_after=LEAVE_SECONDS)
+        )
         retention = RetentionKeeper(engine, cache_sync, settings)
         stack.callback(retention.close)
         # uvicorn's workers outlive a killed parent.
@@ -280,31 +285,15 @@ def _session_rules(settings: Settings) -> SessionRules:
     )
 
 
-class _refreshed:  # noqa: N801 - a context manager, named like one
-    """Keeps the inventory fresh in a thread of its own for as long as the block lasts."""
-
-    def __init__(self, inventories: InventoryHost, seconds: float) -> None:
-        self._inventories = inventories
-        self._seconds = seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(5)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
-            try:
-                self._inventories.refresh()
-            except POSTGRES_ERRORS as error:
-                telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-                log.warning("not refreshed: %s", _first_line(error))
-            except Exception:
-                log.exception("not refreshed")
+def _refresh(inventories: InventoryHost) -> None:
+    try:
+        inventories.refresh()
+    except POSTGRES_ERRORS as error:
+        telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
+        log.warning("not refreshed: %s", _first_line(error))
+    except Exception:
+        # It must be called again.
+        log.exception("not refreshed")
 
 
 @contextmanager

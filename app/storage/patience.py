@@ -20,6 +20,8 @@ import psycopg2
 from psycopg2 import extensions
 from sqlalchemy import Connection, Engine, event
 
+from app.repeating import repeating
+
 LOOK_SECONDS = 0.5
 
 
@@ -77,7 +79,7 @@ def patient_for(engine: Engine, seconds: float) -> Iterator[None]:
     seconds: more than the engine's statement_timeout, which leaves the connection whole
     """
     watched: WeakSet[WatchedConnection] = WeakSet()
-    adding, over = threading.Lock(), threading.Event()
+    adding = threading.Lock()
 
     def prepare(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
         parameters.update(connection_factory=WatchedConnection, cursor_factory=WatchedCursor)
@@ -86,22 +88,16 @@ def patient_for(engine: Engine, seconds: float) -> Iterator[None]:
         with adding:
             watched.add(connection)
 
-    def watch() -> None:
-        while not over.wait(LOOK_SECONDS):
-            with adding:
-                connections = list(watched)
-            for connection in connections:
-                _cut_off_if_silent(connection, seconds)
+    def look() -> None:
+        with adding:
+            connections = list(watched)
+        for connection in connections:
+            _cut_off_if_silent(connection, seconds)
 
     event.listen(engine, "do_connect", prepare)
     event.listen(engine, "connect", add)
-    thread = threading.Thread(target=watch, name="patience", daemon=True)
-    thread.start()
-    try:
+    with repeating("patience", LOOK_SECONDS, look):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def be_patient(db: Connection) -> None:

@@ -4,13 +4,14 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from app.repeating import repeating
 from app.storage.embedded.errors import EmbeddedServersError
 from app.storage.embedded.folders import embedded_folder, known_postgres_home
 from app.storage.embedded.locks import EXCLUSIVE, SHARED, open_lock, try_lock, wait_for_lock
@@ -51,7 +52,7 @@ def embedded_servers(data_dir: Path) -> Iterator[EmbeddedServers]:
     with _holding(folder):
         state = _ready_state(folder)
         _mention_data_elsewhere(folder, state)
-        with _watching(folder):
+        with repeating("embedded servers' watch", _WATCH_EVERY_S, partial(_look_after, folder)):
             yield EmbeddedServers(state.database_url, state.redis_url)
 
 
@@ -133,30 +134,17 @@ def _mention_data_elsewhere(folder: Path, state: State) -> None:
         log.warning("Postgres can't enter %s as an unprivileged user: its data is in %s", folder, state.postgres_data)
 
 
-@contextmanager
-def _watching(folder: Path) -> Iterator[None]:
-    """Starts another supervisor when ours is killed, from a thread of this process."""
-    over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(folder, over), name="embedded servers' watch", daemon=True)
-    watch.start()
+def _look_after(folder: Path) -> None:
+    """Starts another supervisor when ours was killed."""
     try:
-        yield
-    finally:
-        over.set()
-        watch.join()
-
-
-def _watch(folder: Path, over: threading.Event) -> None:
-    while not over.wait(_WATCH_EVERY_S):
-        try:
-            state = read_live_state(folder)
-            if state is None:
-                log.warning("The supervisor of %s is gone: starting another", folder)
-                _start_supervisor(folder)
-            elif state.status == "failed":
-                log.error("A server of %s died and can't be started again: %s", folder, state.error)
-        except (EmbeddedServersError, OSError) as error:  # a full disk, say, which may pass
-            log.warning("The servers of %s are not supervised: %s", folder, error)
+        state = read_live_state(folder)
+        if state is None:
+            log.warning("The supervisor of %s is gone: starting another", folder)
+            _start_supervisor(folder)
+        elif state.status == "failed":
+            log.error("A server of %s died and can't be started again: %s", folder, state.error)
+    except (EmbeddedServersError, OSError) as error:  # a full disk, say, which may pass
+        log.warning("The servers of %s are not supervised: %s", folder, error)
 
 
 def _wait_until_stopped_if_last(folder: Path) -> None:
