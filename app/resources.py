@@ -44,6 +44,7 @@ from app.settings import Settings
 from app.storage import redis as redis_storage
 from app.storage.database import POSTGRES_ERRORS, open_engine
 from app.storage.keys import KeyRing
+from app.storage.outlasting import outlasting
 from app.storage.patience import patient_for
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ LOOK_SECONDS = 2.0
 """Between two looks at what is missing, for the metrics."""
 GRACE_SECONDS = 2.0
 """Of a Postgres that says nothing a connection takes leave so long after a statement should have ended."""
+POSTGRES_START_SECONDS = 20.0
+"""So long a start waits for a Postgres that has gone since the command looked; it hears no signal meanwhile."""
 LIVE_START_SECONDS = 20.0
 """So long a start waits for the live signals. A first one, over years of events, takes longer: it serves meanwhile."""
 LIVE_LAG_SECONDS = 10.0
@@ -176,9 +179,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.callback(live.close)
         redis_breaker = Breaker("redis", patience_seconds=timeout)
         postgres_breaker = Breaker("postgres", patience_seconds=POSTGRES_SECONDS)
-        inventories = await asyncio.to_thread(
-            InventoryHost, engine, cache_sync, settings, live.state, breaker=postgres_breaker
-        )
+        host = partial(InventoryHost, engine, cache_sync, settings, live.state, breaker=postgres_breaker)
+        inventories = await asyncio.to_thread(outlasting, host, POSTGRES_START_SECONDS)
         if not await asyncio.to_thread(live.caught_up, LIVE_START_SECONDS):
             log.warning("serving begins while the live signals are still being counted")
         ingest = Ingest(engine, cache_sync, settings, on_commit=live.poke)

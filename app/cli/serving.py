@@ -110,9 +110,13 @@ Segue answers at {at} (console: {at}/, API: {at}/docs). Try:
 def _refuse_open_door(settings: Settings, engine: Engine, host: str) -> None:
     """Without a key anybody may do anything, so then only this machine may ask."""
     from app.storage import keys as stored
+    from app.storage.outlasting import outlasting
 
-    with engine.connect() as db:
-        is_open = stored.load(db, settings).is_open
+    def looked_up() -> bool:
+        with engine.connect() as db:
+            return stored.load(db, settings).is_open
+
+    is_open = outlasting(looked_up, POSTGRES_SECONDS)
     if is_open and not _is_loopback(host):
         raise SegueError(
             f"--host {host}: no API key is configured, so the service listens on loopback only; set "

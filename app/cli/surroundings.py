@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +14,8 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-log = logging.getLogger(__name__)
-
 POSTGRES_SECONDS = 60.0
 """So long a service that starts waits for a Postgres that is away, or starts too."""
-SAID_EVERY_SECONDS = 5.0
-
 HANDED_ON = ("DATABASE_URL", "REDIS_URL", "SEGUE_DATA_DIR")
 """What child processes find in the environment."""
 
@@ -36,6 +30,7 @@ def opened(data_dir: Path | None = None, *, patience_seconds: float = 0.0) -> It
     """
     from app.storage.database import migrate as migrate_database
     from app.storage.database import open_engine
+    from app.storage.outlasting import OUTAGE_ERRORS, cause_of, outlasting
     from app.telemetry import configure_logging
 
     settings = Settings() if data_dir is None else Settings().model_copy(update={"data_dir": data_dir})
@@ -43,33 +38,15 @@ def opened(data_dir: Path | None = None, *, patience_seconds: float = 0.0) -> It
     with servers(settings) as (database_url, redis_url), _handed_on(database_url, redis_url, settings.data_dir):
         settings = Settings()
         settings.releases_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            outlasting(lambda: migrate_database(database_url), patience_seconds)
+        except OUTAGE_ERRORS as error:
+            raise SegueError(f"DATABASE_URL: Postgres can't be used: {cause_of(error)}") from error
         engine = open_engine(database_url, statement_timeout_seconds=600)
         try:
-            _await_postgres(engine, patience_seconds)
-            migrate_database(database_url)
             yield settings, engine
         finally:
             engine.dispose()
-
-
-def _await_postgres(engine: Engine, seconds: float) -> None:
-    """Raises SegueError where Postgres does not let us in within so many seconds."""
-    from sqlalchemy.exc import OperationalError
-
-    started, said_at = time.monotonic(), -SAID_EVERY_SECONDS
-    while True:
-        try:
-            engine.connect().close()
-        except OperationalError as error:
-            now, cause = time.monotonic(), str(error.orig).strip().partition("\n")[0]
-            if now - started >= seconds:
-                raise SegueError(f"DATABASE_URL: Postgres can't be used: {cause}") from error
-            if now - said_at >= SAID_EVERY_SECONDS:
-                log.warning("waiting for Postgres: %s", cause)
-                said_at = now
-            time.sleep(0.5)
-        else:
-            return
 
 
 @contextmanager

@@ -8,12 +8,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import get_args
 from uuid import uuid4
 
 import httpx
+import psycopg2
 import pytest
 import redis
 
@@ -203,16 +204,47 @@ def test_a_process_starts_without_redis_and_uses_it_once_it_is_there(whole: Isla
         until(lambda: recommend(service, fan)["route"] == "established" and reads(service, "redis") > 0)
 
 
-def test_a_process_that_starts_without_postgres_waits_for_it_and_says_so(whole: Island, tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
+@contextmanager
+def starting(whole: Island, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """A process that starts, and who asks it; what it says goes to `log`."""
+    port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--no-worker"]
     with ExitStack() as stack:
+        output = stack.enter_context(log.open("wb"))
+        process = stack.enter_context(subprocess.Popen(command, env=whole.a.environment, stderr=output))
+        stack.callback(process.terminate)
+        yield process, stack.enter_context(client_of(f"http://127.0.0.1:{port}", KEYS["admin"]))
+
+
+def test_a_process_that_starts_without_postgres_waits_for_it_and_says_so(whole: Island, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with ExitStack() as stack:
         with whole.without("postgres", "killed"):
-            output = stack.enter_context(log.open("wb"))
-            process = stack.enter_context(subprocess.Popen(command, env=whole.a.environment, stderr=output))
-            stack.callback(process.terminate)
+            process, client = stack.enter_context(starting(whole, log))
             until(lambda: b"waiting for Postgres" in log.read_bytes())
             assert process.poll() is None
-        client = stack.enter_context(client_of(f"http://127.0.0.1:{port}", KEYS["admin"]))
         await_ready(client, process)
         until(lambda: client.get("/readyz").json()["degraded"] == {})
+
+
+@pytest.mark.parametrize("table", ["alembic_version", "database_identity"])
+def test_a_process_whose_postgres_is_killed_while_it_starts_waits_for_it(
+    whole: Island, tmp_path: Path, table: str
+) -> None:
+    """table: one that a process reads at that point of its start, and never again"""
+    log = tmp_path / "log"
+    with ExitStack() as stack:
+        holding = stack.enter_context(closing(psycopg2.connect(whole.environment["DATABASE_URL"]))).cursor()
+        holding.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        process, client = stack.enter_context(starting(whole, log))
+        until(lambda: waiting_for(table, holding))
+        with whole.without("postgres", "killed"):
+            until(lambda: b"waiting for Postgres" in log.read_bytes())
+            assert process.poll() is None
+        await_ready(client, process)
+        until(lambda: client.get("/readyz").json()["degraded"] == {})
+
+
+def waiting_for(table: str, cursor: psycopg2.extensions.cursor) -> bool:
+    cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE relation = %s::regclass AND NOT granted)", (table,))
+    return bool(cursor.fetchone()[0])
