@@ -34,7 +34,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class CatalogSnapshot:
-    """Items by row, as they were when every transaction below `xmin` had ended.
+    """Items by row, as they were when every transaction below `watermark` had ended.
 
     ids:        item id of each row, "" for a row number that no item has
     exists:     bool[n], false for deleted items and for row numbers that no item has
@@ -55,7 +55,7 @@ class CatalogSnapshot:
     kind_codes: Vocabulary
     creator_codes: Vocabulary
     changed_xids: NDArray[np.int64]
-    xmin: int
+    watermark: int
 
     @classmethod
     def empty(cls) -> CatalogSnapshot:
@@ -104,11 +104,16 @@ def refresh(db: Connection, old: CatalogSnapshot) -> tuple[CatalogSnapshot, Rows
     """
     # Read before the rows: what commits in between is found again the next time, harmlessly.
     xmin = int(db.exec_driver_sql(_XMIN).scalar_one())
-    changed = db.exec_driver_sql(_CHANGED, {"since": str(old.xmin)}).all()
+    changed = db.exec_driver_sql(_CHANGED, {"since": str(old.watermark)}).all()
     fresh = [row for row in changed if row.row >= len(old) or old.changed_xids[row.row] != int(row.changed_xid)]
     if not fresh:
-        return replace(old, xmin=xmin), np.empty(0, np.int32)
+        return replace(old, watermark=_watermark(old.changed_xids, xmin)), np.empty(0, np.int32)
     return _apply(old, fresh, xmin), np.array([row.row for row in fresh], np.int32)
+
+
+def _watermark(changed_xids: NDArray[np.int64], xmin: int) -> int:
+    """Not above what was stored: after a crash Postgres gives the numbers of those that ended in vain to others."""
+    return min(xmin, int(changed_xids.max(initial=0)) + 1)
 
 
 def _apply(old: CatalogSnapshot, changed: Sequence[Any], xmin: int) -> CatalogSnapshot:
@@ -139,7 +144,7 @@ def _apply(old: CatalogSnapshot, changed: Sequence[Any], xmin: int) -> CatalogSn
         kind_codes=kind_codes,
         creator_codes=creator_codes,
         changed_xids=changed_xids,
-        xmin=xmin,
+        watermark=_watermark(changed_xids, xmin),
     )
 
 

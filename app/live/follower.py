@@ -286,11 +286,19 @@ class LiveFollower:
         db, self._db = self._db, None
         self._is_projector = False
         if db is not None:
+            # A Postgres that crashed gives numbers that it had not written down to others: what lies below the
+            # watermark may yet come.
+            self._is_loaded = self._is_loaded and not _is_lost(db)
             with suppress(*POSTGRES_ERRORS):
                 db.close()
 
 
 _NONE = np.empty(0, np.int64)
+
+
+def _is_lost(db: Connection) -> bool:
+    """Whether the connection is at an end; an error alone, such as a full disk, leaves it whole."""
+    return db.invalidated or bool(db.connection.dbapi_connection.closed)  # type: ignore[union-attr]
 
 
 def _resolve(waiting: Iterable[_Waiting]) -> None:
