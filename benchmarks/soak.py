@@ -3,12 +3,14 @@
     python -m benchmarks.soak [--minutes 30] [--every 60] [--connections 16] [--data var/benchmark] [--most 60]
 
 The service is as `segue serve` starts it, over the demo's data and a trained release below `--data` (made the first
-time, which takes minutes). Every connection sends the next request as soon as the last is answered: recommendations and
-their later pages, events one by one and in batches, similar and popular items, and now and then what is refused. A line
-per `--every` seconds says what the service holds; of its memory the most that was found in that time, for what is free
-is given back once a minute. After a warm-up of a third of the time a straight line is fitted
-through the memory of the service's processes (PSS: shared pages are divided) and through that of Redis; exit 1 if one
-grows by more than `--most` MiB an hour, where a request failed, or where at the end something is left in a queue.
+time, which takes minutes). Before it begins each established user clicks on as many items as are kept of a user, and
+each stranger on one: what pasts take that grow is no leak, and not looked for here. Every connection sends the next
+request as soon as the last is answered: recommendations and their later pages, events one by one and in batches,
+similar and popular items, and now and then what is refused. A line per `--every` seconds says what the service holds;
+of its memory the most that was found in that time, for what is free is given back once a minute. After a warm-up of a
+third of the time a straight line is fitted through the memory of the service's processes (PSS: shared pages are
+divided) and through that of Redis; exit 1 if one grows by more than `--most` MiB an hour, where a request failed, or
+where at the end something is left in a queue.
 
 Slates are pinned for a minute here, not for half an hour: else Redis is full only after that.
 """
@@ -34,12 +36,14 @@ import redis
 import uvloop
 from sqlalchemy import Engine, text
 
+from app.settings import Settings
 from app.storage.database import open_engine
 from benchmarks._http_load import ask, connected, get, post
 from benchmarks.serving import KEY, _pss_mib, prepared, serving
 
 USERS = 1_000
 STRANGERS = 20_000
+BATCH = 100
 WARM_UP_SHARE = 1 / 3
 SETTINGS = {"SEGUE_CURSOR_TTL_SECONDS": "60"}
 DRAIN_SECONDS = 30.0
@@ -93,7 +97,7 @@ class Load:
 
     def _request(self) -> tuple[str, bytes]:
         known = random.random() < 0.8
-        user = random.choice(self._users) if known else f"stranger {random.randrange(STRANGERS)}"
+        user = random.choice(self._users) if known else stranger(random.randrange(STRANGERS))
         item, dice = random.choice(self._items), random.random()
         if dice < 0.55:
             return "recommend", get("/recommend", key=KEY, user_id=user)
@@ -110,6 +114,20 @@ class Load:
 
     def _next_page(self, user: str, cursor: str) -> tuple[str, bytes]:
         return "recommend", get("/recommend", key=KEY, user_id=user, cursor=cursor)
+
+
+def full_pasts(users: list[str], items: list[str], length: int) -> Iterator[bytes]:
+    """Requests after which as much is kept of everybody as ever will be, in random order."""
+    pairs = [(user, item) for user in users for item in random.sample(items, length)]
+    pairs += [(stranger(number), random.choice(items)) for number in range(STRANGERS)]
+    events = [_event(user, item) | {"kind": "click"} for user, item in pairs]
+    random.shuffle(events)
+    for start in range(0, len(events), BATCH):
+        yield post("/events", orjson.dumps(events[start : start + BATCH]), key=KEY)
+
+
+def stranger(number: int) -> str:
+    return f"stranger {number}"
 
 
 _REFUSED = [
@@ -246,6 +264,7 @@ def main() -> None:
         engine = open_engine(environment["DATABASE_URL"])
         stack.callback(engine.dispose)
         cache = stack.enter_context(redis.Redis.from_url(environment["REDIS_URL"]))
+        ask(url, full_pasts(users, items, Settings().history_length))
         load = Load(url, users, items)
         watch = Watch(url, parent, engine, cache, load)
         print(heading())

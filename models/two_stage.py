@@ -255,7 +255,7 @@ class Blend(DenseRecommender):
         own[len(CO_VISITS) : -1] = self._surprises_at(positions, known)
         looked_up = np.concatenate([positions, known.latest])
         personal = Personal(looked_up, own, steps, known.opinions, known.reasons_of_sources())
-        return Found(personal, before.nominees, front, since, query.live, 0)
+        return Found(personal, before.nominees, front, since, query.live, 0, personal.nbytes)
 
     def _leading_alone(self, query: Query, front: Front) -> Found:
         """What the sources think of the user, and of what leads."""
@@ -263,7 +263,7 @@ class Blend(DenseRecommender):
         own = np.zeros((len(CO_VISITS) + len(self.sources) + 1, len(front.positions)), np.float32)
         own[len(CO_VISITS) : -1] = self._surprises_of(opinions, front)
         personal = Personal(self._looked_up(query, front.positions), own, (), opinions, {})
-        return Found(personal, _nominees(opinions), front, np.empty(0, np.int32), query.live, 0)
+        return Found(personal, _nominees(opinions), front, np.empty(0, np.int32), query.live, 0, 0)
 
     def _surprises_at(self, positions: NDArray[np.int64], known: Personal) -> NDArray[np.float32]:
         """float32[sources, k], of positions that ascend as the known ones do: only of the others the sources are

@@ -22,8 +22,13 @@ Value = TypeVar("Value")
 CO_VISITS_SPEAK = 1
 """By this number co-visits stand among those who give reasons; the live counts are 0, then come the sources."""
 MOST_USERS = 1_500
-"""Users of whom it is kept what their candidates are, in every process that answers: about 50 kB each, and where events
-come in twice that, with co-visits that nobody shares any more."""
+"""Users of whom it is kept what their candidates are, in every process that answers, in no more than KEPT_BYTES."""
+KEPT_BYTES = 128 * 2**20
+"""A user takes some 50 kB, and twice that where events come in, for then nobody shares their co-visits any more. Whose
+latest items have met everybody takes 250 kB: of those 500 find room."""
+NAMES_BYTES = 32 * 2**20
+_OBJECTS = 4_000
+"""Bytes that go with each user beside the arrays: some thirty objects, and reasons."""
 
 
 class Personal(NamedTuple):
@@ -51,6 +56,13 @@ class Personal(NamedTuple):
     def latest(self) -> NDArray[np.int64]:
         """int64[≤ 3], of the history."""
         return self.looked_up[self.own.shape[1] :]
+
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays; those of the steps count whole, though others may share them."""
+        steps = sum([step.items.nbytes + step.shares.nbytes for step in self.steps])
+        opinions = sum([opinion.nbytes for opinion in self.opinions.values() if opinion is not None])
+        return self.looked_up.nbytes + self.own.nbytes + steps + opinions
 
     def reasons_of_sources(self) -> dict[tuple[int, int], Reason | None]:
         """Those that hold for other steps, too."""
@@ -136,6 +148,7 @@ class Found(NamedTuple):
     nominees:      the best of the sources
     front, since:  what led then
     live, version: the signals, and as of when they were last found to say what stands here
+    nbytes:        of `personal`
     allowed:       of the candidates, by the filters that were asked for last
     """
 
@@ -145,6 +158,7 @@ class Found(NamedTuple):
     since: Positions
     live: LiveSignals | None
     version: int
+    nbytes: int
     allowed: Allowed | None = None
 
     def is_from(self, front: Front, steps: tuple[Step, ...]) -> bool:
@@ -157,28 +171,35 @@ class Found(NamedTuple):
 
 
 class LatelyUsed(Generic[Key, Value]):
-    """What was kept or asked for last. May be asked by many threads."""
+    """What was kept or asked for last: so many, and so many bytes of them. May be asked by many threads."""
 
-    __slots__ = ("_kept", "_lock", "_most")
+    __slots__ = ("_bytes", "_kept", "_lock", "_most", "_most_bytes")
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[Key, Value] = OrderedDict()
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._kept: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self._bytes = 0
         self._lock = Lock()
 
     def get(self, key: Key) -> Value | None:
         with self._lock:
             found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def keep(self, key: Key, value: Value) -> None:
-        with self._lock:
-            self._kept[key] = value
+            if found is None:
+                return None
             self._kept.move_to_end(key)
-            if len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            return found[0]
+
+    def keep(self, key: Key, value: Value, nbytes: int) -> None:
+        """Instead of what was kept under this key. What takes more than half of the room is not kept."""
+        with self._lock:
+            _, before = self._kept.pop(key, (None, 0))
+            self._bytes -= before
+            if nbytes > self._most_bytes // 2:
+                return
+            self._kept[key] = value, nbytes
+            self._bytes += nbytes
+            while self._bytes > self._most_bytes or len(self._kept) > self._most:
+                self._bytes -= self._kept.popitem(last=False)[1][1]
 
 
 class Kept:
@@ -190,8 +211,8 @@ class Kept:
     __slots__ = ("_found", "_front", "_names", "_view")
 
     def __init__(self) -> None:
-        self._names = LatelyUsed[int, tuple[History, bytes]](MOST_USERS)
-        self._found = LatelyUsed[Hashable, Found](MOST_USERS)
+        self._names = LatelyUsed[int, tuple[History, bytes]](MOST_USERS, NAMES_BYTES)
+        self._found = LatelyUsed[Hashable, Found](MOST_USERS, KEPT_BYTES)
         self._front: Front | None = None
         self._view: tuple[Query, View] | None = None
 
@@ -201,7 +222,7 @@ class Kept:
         if known is None or known[0] is not history:
             columns = history.positions, history.weights, history.signs, history.timestamps
             known = history, b"".join([column.tobytes() for column in columns])
-            self._names.keep(id(history), known)
+            self._names.keep(id(history), known, 2 * len(known[1]) + _OBJECTS)
         return known[1]
 
     def front(self, leading: Positions, make: Callable[[Positions], Front]) -> Front:
@@ -212,11 +233,12 @@ class Kept:
         return front
 
     def found(self, key: Hashable) -> Found | None:
-        """What was found for this key, of the last MOST_USERS."""
+        """What was found for this key."""
         return self._found.get(key)
 
     def keep_found(self, key: Hashable, found: Found) -> None:
-        self._found.keep(key, found)
+        allowed = 0 if found.allowed is None else found.allowed.places.nbytes
+        self._found.keep(key, found, found.nbytes + allowed + _OBJECTS)
 
     def keep(self, query: Query, view: View) -> None:
         self._view = query, view

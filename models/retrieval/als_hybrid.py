@@ -208,6 +208,10 @@ class AlsOpinion:
     history: History
     user: Scores
 
+    @property
+    def nbytes(self) -> int:
+        return self.user.nbytes
+
     def nominees(self) -> Positions:
         als = self.recommender
         if als.lists is None:

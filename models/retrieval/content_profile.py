@@ -105,6 +105,10 @@ class ProfileOpinion:
     query: Query
     profile: Scores
 
+    @property
+    def nbytes(self) -> int:
+        return self.profile.nbytes
+
     def nominees(self) -> Positions:
         lists, rows = self.recommender.lists, self.recommender.rows
         if lists is None:

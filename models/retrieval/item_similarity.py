@@ -166,6 +166,10 @@ class EaseOpinion:
     query: Query
     sums: Scores
 
+    @property
+    def nbytes(self) -> int:
+        return self.sums.nbytes
+
     @classmethod
     def of(cls, recommender: ItemSimilarity, query: Query, rows: NDArray[np.int64], weights: Scores) -> Self:
         strengths = recommender.strengths.take(rows, axis=0)

@@ -24,6 +24,10 @@ FEWEST_LISTED = 2_000
 class Opinion(Protocol):
     """One source's, about one query. Immutable."""
 
+    @property
+    def nbytes(self) -> int:
+        """Of the arrays that are this opinion's alone."""
+
     def nominees(self) -> Positions:
         """Some of the source's best items, about NOMINEES; perhaps not quite the best, in any order."""
 
@@ -70,6 +74,10 @@ class DenseOpinion:
     source: Recommender
     query: Query
     all_scores: Scores
+
+    @property
+    def nbytes(self) -> int:
+        return self.all_scores.nbytes
 
     def nominees(self) -> Positions:
         return highest(self.all_scores, NOMINEES)

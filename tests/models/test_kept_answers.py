@@ -192,11 +192,49 @@ def test_threads_that_ask_while_one_folds_leave_nothing_behind_that_is_old(asked
 
 
 def test_the_last_that_were_kept_or_asked_for_are_kept() -> None:
-    lately = LatelyUsed[int, str](3)
+    lately = LatelyUsed[int, str](3, most_bytes=1_000)
     for number in range(10):
-        lately.keep(number, str(number))
+        lately.keep(number, str(number), 1)
         assert lately.get(0) == "0", "asked for after each of the others"
     assert [lately.get(number) for number in (7, 8, 9)] == [None, "8", "9"]
-    lately.keep(8, "another")
-    lately.keep(10, "10")
+    lately.keep(8, "another", 1)
+    lately.keep(10, "10", 1)
     assert [lately.get(number) for number in (0, 8, 9, 10)] == [None, "another", "9", "10"]
+
+
+def test_no_more_is_kept_than_so_many_bytes() -> None:
+    lately = LatelyUsed[int, str](1_000, most_bytes=100)
+    for number in range(10):
+        lately.keep(number, str(number), 30)
+    assert [number for number in range(10) if lately.get(number)] == [7, 8, 9]
+    lately.keep(8, "smaller", 10)
+    lately.keep(10, "10", 30)
+    assert [number for number in range(11) if lately.get(number)] == [7, 8, 9, 10]
+    lately.keep(11, "larger", 50)
+    assert [number for number in range(12) if lately.get(number)] == [10, 11]
+    lately.keep(12, "too large", 51)
+    assert lately.get(12) is None
+    assert lately.get(11) == "larger"
+
+
+def test_what_is_kept_of_users_is_bounded_by_its_bytes(
+    asked: tuple[Blend, list[Query]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blend, queries = asked
+    found = [blend._found(query) for query in queries]
+    arrays = [(each.personal.own, each.personal.looked_up, *each.personal.steps) for each in found]
+    least = [sum(array.nbytes for part in parts for array in _arrays_of(part)) for parts in arrays]
+    assert all(each.nbytes > known for each, known in zip(found, least, strict=True)), "and opinions"
+    monkeypatch.setattr("models.views.KEPT_BYTES", 3 * max(least))
+    few = replace(blend)
+    for query in queries:
+        few.recommend(query)
+    kept = [few._kept.found(few._key(query)) is not None for query in queries]
+    assert kept[-1]
+    assert 1 <= sum(kept) <= 3
+    for query in queries:
+        assert_as_if_never_asked(few, query)
+
+
+def _arrays_of(part: Any) -> list[np.ndarray]:
+    return [part] if isinstance(part, np.ndarray) else [part.items, part.shares]
