@@ -187,7 +187,7 @@ def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
         chosen = timed("candidates, kept", blend._found, query)
         allowed = timed("filters, kept", blend._allowed, query, chosen)
         timed("filters", blend._allowed, query, chosen._replace(allowed=None))
-        personal, front, since = chosen.personal, chosen.front, chosen.since
+        personal, front, since = chosen.personal, kept.front(chosen.leading, blend._front), chosen.since
         steps = timed("where visitors of the latest items were, kept", steps_of, query)
         timed("candidates, of a new history", blend._find, query, None, front, since, steps)
         timed("candidates, after an event of somebody's", blend._find, query, chosen, front, since, steps)
@@ -197,7 +197,7 @@ def stages(blend: Blend, queries: list[Query]) -> dict[str, float]:
         timed("cut", _highest, view.positions, scores, allowed, query.limit)
         best = timed("all of it", blend.recommend, query).positions[:SHOWN]
         timed("reasons for ten", blend.reasons, query, best)
-        kept.keep_found(blend._key(query), chosen._replace(personal=personal._replace(reasons={})))
+        kept.keep_found(blend._asker(query), chosen._replace(personal=personal._replace(reasons={})))
         blend.recommend(query)
         timed("reasons for ten, not given before", blend.reasons, query, best)
     return {name: statistics.median(costs) for name, costs in found.items()}

@@ -8,7 +8,7 @@ each opinion is worth, and in which situation, is learned from what users chose 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
@@ -46,7 +46,7 @@ from models.ranking.listwise import ListwiseRanker
 from models.retrieval.dense import DenseRecommender, allowed_scores, is_allowed
 from models.retrieval.live_counts import LiveCounts
 from models.retrieval.opinions import Opinion, Source, sources_among
-from models.views import CO_VISITS_SPEAK, Allowed, Found, Front, Kept, Personal, Usual, View
+from models.views import CO_VISITS_SPEAK, Allowed, Asker, Found, Front, Kept, Personal, Usual, View
 
 FEWEST_CANDIDATES = 100
 """Where filters leave fewer candidates, more than were asked for, everything that they allow is one."""
@@ -209,10 +209,10 @@ class Blend(DenseRecommender):
 
     def _found(self, query: Query) -> Found:
         """The user's candidates. Kept: they change with their history and the signals alone, and with the hour."""
-        live, key = query.live, self._key(query)
+        live, asker = query.live, self._asker(query)
         # Before all that is asked of the signals: what comes in between is then looked at for the next question.
         version = 0 if live is None else live.version
-        found = self._kept.found(key)
+        found = self._kept.found(asker)
         if found is not None and found.live is live and found.version == version:
             return found
         leading = self.live_counts.leading_as_fitted if live is None else _within(self.n_items, live.leading())
@@ -222,7 +222,7 @@ class Blend(DenseRecommender):
         else:
             found = self._find(query, found, front, leading.since, steps)
         found = found._replace(version=version)
-        self._kept.keep_found(key, found)
+        self._kept.keep_found(asker, found)
         return found
 
     def _allowed(self, query: Query, found: Found) -> NDArray[np.int64]:
@@ -234,12 +234,12 @@ class Blend(DenseRecommender):
         places = is_allowed(query, self.n_items).take(found.personal.positions).nonzero()[0]
         if query.eligible is not None and (known is None or not known.is_for_another_mask(query)):
             allowed = Allowed(ref(query.eligible), ref(query.excluded), places)
-            self._kept.keep_found(self._key(query), found._replace(allowed=allowed))
+            self._kept.keep_found(self._asker(query), found._replace(allowed=allowed))
         return places
 
-    def _key(self, query: Query) -> Hashable:
-        """What the sources are told of the user, and as of which hour."""
-        return query.at // _KEPT_SECONDS, query.preferred_categories, self._kept.name_of(query.history)
+    def _asker(self, query: Query) -> Asker:
+        """As of the hour."""
+        return Asker(query.at // _KEPT_SECONDS, query.preferred_categories, self._kept.name_of(query.history))
 
     def _find(
         self, query: Query, before: Found | None, front: Front, since: Positions, steps: tuple[Step, ...]
@@ -255,7 +255,7 @@ class Blend(DenseRecommender):
         own[len(CO_VISITS) : -1] = self._surprises_at(positions, known)
         looked_up = np.concatenate([positions, known.latest])
         personal = Personal(looked_up, own, steps, known.opinions, known.reasons_of_sources())
-        return Found(personal, before.nominees, front, since, query.live, 0, personal.nbytes)
+        return Found(personal, before.nominees, front.given, since, query.live, 0, personal.nbytes)
 
     def _leading_alone(self, query: Query, front: Front) -> Found:
         """What the sources think of the user, and of what leads."""
@@ -263,7 +263,7 @@ class Blend(DenseRecommender):
         own = np.zeros((len(CO_VISITS) + len(self.sources) + 1, len(front.positions)), np.float32)
         own[len(CO_VISITS) : -1] = self._surprises_of(opinions, front)
         personal = Personal(self._looked_up(query, front.positions), own, (), opinions, {})
-        return Found(personal, _nominees(opinions), front, np.empty(0, np.int32), query.live, 0, 0)
+        return Found(personal, _nominees(opinions), front.given, np.empty(0, np.int32), query.live, 0, 0)
 
     def _surprises_at(self, positions: NDArray[np.int64], known: Personal) -> NDArray[np.float32]:
         """float32[sources, k], of positions that ascend as the known ones do: only of the others the sources are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import ref
@@ -22,13 +22,14 @@ Value = TypeVar("Value")
 CO_VISITS_SPEAK = 1
 """By this number co-visits stand among those who give reasons; the live counts are 0, then come the sources."""
 MOST_USERS = 1_500
-"""Users of whom it is kept what their candidates are, in every process that answers, in no more than KEPT_BYTES."""
+"""So many users' candidates are kept in every process that answers, and no more than KEPT_BYTES of them."""
 KEPT_BYTES = 128 * 2**20
 """A user takes some 50 kB, and twice that where events come in, for then nobody shares their co-visits any more. Whose
 latest items have met everybody takes 250 kB: of those 500 find room."""
 NAMES_BYTES = 32 * 2**20
-_OBJECTS = 4_000
-"""Bytes that go with each user beside the arrays: some thirty objects, and reasons."""
+"""Of histories, and of the names that they have here."""
+_OBJECT_BYTES, _REASON_BYTES = 4_000, 250
+"""Beside the arrays: some thirty objects for each user, and each reason that was given."""
 
 
 class Personal(NamedTuple):
@@ -146,7 +147,7 @@ class Found(NamedTuple):
     The items of `personal` ascend, whatever came when: so an answer is the same to the last bit as if nothing was kept.
 
     nominees:      the best of the sources
-    front, since:  what led then
+    leading, since: what led then
     live, version: the signals, and as of when they were last found to say what stands here
     nbytes:        of `personal`
     allowed:       of the candidates, by the filters that were asked for last
@@ -154,7 +155,7 @@ class Found(NamedTuple):
 
     personal: Personal
     nominees: Positions
-    front: Front
+    leading: Indices
     since: Positions
     live: LiveSignals | None
     version: int
@@ -163,11 +164,24 @@ class Found(NamedTuple):
 
     def is_from(self, front: Front, steps: tuple[Step, ...]) -> bool:
         """Whether these are the very arrays that it was found from: the signals give the same ones while they hold."""
-        return self.front is front and all(a.items is b.items for a, b in zip(self.personal.steps, steps, strict=True))
+        if self.leading is not front.given:
+            return False
+        return all(a.items is b.items for a, b in zip(self.personal.steps, steps, strict=True))
 
     def has(self, since: Positions) -> bool:
         """Whether all of these are candidates: as long as the same lead, these only become more."""
         return self.since is since or bool(is_among(since, self.personal.positions).all())
+
+
+class Asker(NamedTuple):
+    """What the sources are told of a user, and as of when.
+
+    past: see `Kept.name_of`
+    """
+
+    at: float
+    preferred_categories: tuple[str, ...]
+    past: bytes
 
 
 class LatelyUsed(Generic[Key, Value]):
@@ -203,16 +217,14 @@ class LatelyUsed(Generic[Key, Value]):
 
 
 class Kept:
-    """What the next questions may need again.
-
-    Each is one object, replaced as a whole: among threads one may be missed, never mixed up with another's.
-    """
+    """What the next questions may need again. May be asked by many threads: what one keeps another may miss, but it is
+    never mixed up with anything else."""
 
     __slots__ = ("_found", "_front", "_names", "_view")
 
     def __init__(self) -> None:
         self._names = LatelyUsed[int, tuple[History, bytes]](MOST_USERS, NAMES_BYTES)
-        self._found = LatelyUsed[Hashable, Found](MOST_USERS, KEPT_BYTES)
+        self._found = LatelyUsed[Asker, Found](MOST_USERS, KEPT_BYTES)
         self._front: Front | None = None
         self._view: tuple[Query, View] | None = None
 
@@ -222,7 +234,8 @@ class Kept:
         if known is None or known[0] is not history:
             columns = history.positions, history.weights, history.signs, history.timestamps
             known = history, b"".join([column.tobytes() for column in columns])
-            self._names.keep(id(history), known, 2 * len(known[1]) + _OBJECTS)
+            # The name holds as many bytes as the history.
+            self._names.keep(id(history), known, 2 * len(known[1]) + _OBJECT_BYTES)
         return known[1]
 
     def front(self, leading: Positions, make: Callable[[Positions], Front]) -> Front:
@@ -232,13 +245,13 @@ class Kept:
             front = self._front = make(leading)
         return front
 
-    def found(self, key: Hashable) -> Found | None:
-        """What was found for this key."""
-        return self._found.get(key)
+    def found(self, asker: Asker) -> Found | None:
+        """What was found for just this."""
+        return self._found.get(asker)
 
-    def keep_found(self, key: Hashable, found: Found) -> None:
-        allowed = 0 if found.allowed is None else found.allowed.places.nbytes
-        self._found.keep(key, found, found.nbytes + allowed + _OBJECTS)
+    def keep_found(self, asker: Asker, found: Found) -> None:
+        arrays = found.nbytes + 2 * len(asker.past) + (0 if found.allowed is None else found.allowed.places.nbytes)
+        self._found.keep(asker, found, arrays + len(found.personal.reasons) * _REASON_BYTES + _OBJECT_BYTES)
 
     def keep(self, query: Query, view: View) -> None:
         self._view = query, view

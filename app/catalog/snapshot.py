@@ -112,7 +112,8 @@ def refresh(db: Connection, old: CatalogSnapshot) -> tuple[CatalogSnapshot, Rows
 
 
 def _watermark(changed_xids: NDArray[np.int64], xmin: int) -> int:
-    """Not above what was stored: after a crash Postgres gives the numbers of those that ended in vain to others."""
+    """Not above what is surely written down, as is what can be seen where commits are synchronous: after a crash
+    Postgres gives higher numbers, of transactions that ended in vain, to others."""
     return min(xmin, int(changed_xids.max(initial=0)) + 1)
 
 

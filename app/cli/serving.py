@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.imports import print_import
-from app.cli.surroundings import POSTGRES_SECONDS, opened
+from app.cli.surroundings import POSTGRES_SECONDS, opened, patiently
 from app.cli.training import current_release, run_training
 from app.errors import SegueError
 from app.orphans import ending_with, serving_parent
@@ -110,13 +110,12 @@ Segue answers at {at} (console: {at}/, API: {at}/docs). Try:
 def _refuse_open_door(settings: Settings, engine: Engine, host: str) -> None:
     """Without a key anybody may do anything, so then only this machine may ask."""
     from app.storage import keys as stored
-    from app.storage.outlasting import outlasting
 
     def looked_up() -> bool:
         with engine.connect() as db:
             return stored.load(db, settings).is_open
 
-    is_open = outlasting(looked_up, POSTGRES_SECONDS)
+    is_open = patiently(looked_up, POSTGRES_SECONDS)
     if is_open and not _is_loopback(host):
         raise SegueError(
             f"--host {host}: no API key is configured, so the service listens on loopback only; set "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from app.errors import SegueError
 from app.settings import Settings
@@ -14,6 +14,7 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+T = TypeVar("T")
 POSTGRES_SECONDS = 60.0
 """So long a service that starts waits for a Postgres that is away, or starts too."""
 HANDED_ON = ("DATABASE_URL", "REDIS_URL", "SEGUE_DATA_DIR")
@@ -30,7 +31,6 @@ def opened(data_dir: Path | None = None, *, patience_seconds: float = 0.0) -> It
     """
     from app.storage.database import migrate as migrate_database
     from app.storage.database import open_engine
-    from app.storage.outlasting import OUTAGE_ERRORS, cause_of, outlasting
     from app.telemetry import configure_logging
 
     settings = Settings() if data_dir is None else Settings().model_copy(update={"data_dir": data_dir})
@@ -38,15 +38,22 @@ def opened(data_dir: Path | None = None, *, patience_seconds: float = 0.0) -> It
     with servers(settings) as (database_url, redis_url), _handed_on(database_url, redis_url, settings.data_dir):
         settings = Settings()
         settings.releases_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            outlasting(lambda: migrate_database(database_url), patience_seconds)
-        except OUTAGE_ERRORS as error:
-            raise SegueError(f"DATABASE_URL: Postgres can't be used: {cause_of(error)}") from error
+        patiently(lambda: migrate_database(database_url), patience_seconds)
         engine = open_engine(database_url, statement_timeout_seconds=600)
         try:
             yield settings, engine
         finally:
             engine.dispose()
+
+
+def patiently(ask: Callable[[], T], seconds: float) -> T:
+    """What `ask` gives, see `outlasting`. Raises SegueError where Postgres stays away for so long."""
+    from app.storage.outlasting import OUTAGE_ERRORS, cause_of, outlasting
+
+    try:
+        return outlasting(ask, seconds)
+    except OUTAGE_ERRORS as error:
+        raise SegueError(f"DATABASE_URL: Postgres can't be used: {cause_of(error)}") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,11 +151,11 @@ class LiveFollower:
         except POSTGRES_ERRORS as error:
             telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
             logger.warning("the live signals wait for Postgres: %s", str(error).strip().partition("\n")[0])
-            self._disconnect()
+            if self._db is None or _is_lost(self._db):
+                self._disconnect()
         except Exception:
             # What was folded may be half of something.
             logger.exception("the live signals are loaded again")
-            self._is_loaded = False
             self._disconnect()
 
     def _rest(self) -> None:
@@ -222,6 +222,8 @@ class LiveFollower:
 
     def _load_in(self, db: Connection) -> None:
         """The state of the checkpoint where there is a fit one, else counted from all events."""
+        # Until then nothing is known to be counted: a number below may have been given to another since.
+        self.watermark, self._incomplete = 0, None
         stored = checkpoint.stored(db)
         if stored and stored.fingerprint == self._fingerprint and stored.watermark <= log.look(db, 0).latest:
             state, watermark = checkpoint.load(db), stored.watermark
@@ -271,24 +273,26 @@ class LiveFollower:
 
     def _connection(self) -> Connection:
         if self._db is None:
-            self._db = self._engine.connect()
-            # One of its own: it holds a lock, and is not subject to the limits of requests.
-            self._db.detach()
-            be_patient(self._db)
-            with self._db.begin():
-                self._db.execute(text(f"set statement_timeout = '{STEP_TIMEOUT}'"))
-                self._db.execute(text(f"set application_name = 'segue live {os.getpid()}'"))
-                # Compiling a plan costs more than any of these run for.
-                self._db.execute(text("set jit = off"))
+            with ExitStack() as stack:
+                db = stack.enter_context(self._engine.connect())
+                # One of its own: it holds a lock, and is not subject to the limits of requests.
+                db.detach()
+                with db.begin():
+                    db.execute(text(f"set statement_timeout = '{STEP_TIMEOUT}'"))
+                    db.execute(text(f"set application_name = 'segue live {os.getpid()}'"))
+                    # Compiling a plan costs more than any of these run for.
+                    db.execute(text("set jit = off"))
+                be_patient(db)
+                stack.pop_all()
+            self._db = db
         return self._db
 
     def _disconnect(self) -> None:
+        """And the state is loaded again: a Postgres that crashed gives numbers that it had not written down to others,
+        so what lies below the watermark may yet come."""
         db, self._db = self._db, None
-        self._is_projector = False
+        self._is_projector = self._is_loaded = False
         if db is not None:
-            # A Postgres that crashed gives numbers that it had not written down to others: what lies below the
-            # watermark may yet come.
-            self._is_loaded = self._is_loaded and not _is_lost(db)
             with suppress(*POSTGRES_ERRORS):
                 db.close()
 

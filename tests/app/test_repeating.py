@@ -4,7 +4,7 @@ import threading
 import time
 
 from app.repeating import repeating
-from tests.patience import until
+from tests.patience import PATIENCE_SECONDS, until
 
 
 def test_it_is_done_again_and_again_until_the_block_ends() -> None:
@@ -17,8 +17,10 @@ def test_it_is_done_again_and_again_until_the_block_ends() -> None:
 
 
 def test_not_before_the_first_pause_is_over() -> None:
-    with repeating("counts", 3_600, lambda: 1 / 0):
-        pass
+    done: list[int] = []
+    with repeating("counts", 3_600, lambda: done.append(1)):
+        time.sleep(0.1)
+    assert not done
 
 
 class Slow:
@@ -29,14 +31,14 @@ class Slow:
 
     def __call__(self) -> None:
         self.begun.set()
-        self.let_go.wait()
+        assert self.let_go.wait(PATIENCE_SECONDS)
         self.ended.set()
 
 
 def test_the_end_waits_for_the_call_under_way() -> None:
     slow = Slow()
     with repeating("slow", 0.01, slow):
-        slow.begun.wait()
+        assert slow.begun.wait(PATIENCE_SECONDS)
         threading.Timer(0.1, slow.let_go.set).start()
     assert slow.ended.is_set()
 
@@ -44,6 +46,6 @@ def test_the_end_waits_for_the_call_under_way() -> None:
 def test_the_end_waits_no_longer_than_it_should() -> None:
     slow = Slow()
     with repeating("slow", 0.01, slow, leave_after=0.05):
-        slow.begun.wait()
+        assert slow.begun.wait(PATIENCE_SECONDS)
     assert not slow.ended.is_set()
     slow.let_go.set()

@@ -126,16 +126,16 @@ def test_answers_are_those_of_a_blend_that_was_never_asked(asked: tuple[Blend, l
             history = longer(queries[place].history, int(rng.integers(N_ITEMS)), crowd.at)
             queries[place] = replace(queries[place], history=history, excluded=history.positions)
         query = replace(queries[place], at=crowd.at, live=crowd.live)
-        before = blend._kept.found(blend._key(query))
+        before = blend._kept.found(blend._asker(query))
         assert_as_if_never_asked(blend, query)
-        after = blend._kept.found(blend._key(query))
+        after = blend._kept.found(blend._asker(query))
         assert after is not None
         if before is None:
             found["anew"] += 1
         elif after.personal is before.personal:
             found["as they were" if after.version == before.version else "as they were, though something happened"] += 1
         else:
-            found["again" if after.front is before.front else "again, where others lead"] += 1
+            found["again" if after.leading is before.leading else "again, where others lead"] += 1
     assert len(found) == 5, found
     assert min(found.values()) >= 4, found
 
@@ -229,7 +229,7 @@ def test_what_is_kept_of_users_is_bounded_by_its_bytes(
     few = replace(blend)
     for query in queries:
         few.recommend(query)
-    kept = [few._kept.found(few._key(query)) is not None for query in queries]
+    kept = [few._kept.found(few._asker(query)) is not None for query in queries]
     assert kept[-1]
     assert 1 <= sum(kept) <= 3
     for query in queries:

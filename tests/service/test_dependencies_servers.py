@@ -208,10 +208,12 @@ def test_a_process_starts_without_redis_and_uses_it_once_it_is_there(whole: Isla
 def starting(whole: Island, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     """A process that starts, and who asks it; what it says goes to `log`."""
     port = free_port()
+    # It shall wait for a Postgres that is away, and not for one that is slow.
+    environment = whole.a.environment | {"SEGUE_DATABASE_TIMEOUT_SECONDS": "60"}
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--no-worker"]
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb"))
-        process = stack.enter_context(subprocess.Popen(command, env=whole.a.environment, stderr=output))
+        process = stack.enter_context(subprocess.Popen(command, env=environment, stderr=output))
         stack.callback(process.terminate)
         yield process, stack.enter_context(client_of(f"http://127.0.0.1:{port}", KEYS["admin"]))
 
