@@ -86,6 +86,14 @@ class Services:
             self.urls.append(f"http://127.0.0.1:{_free_port()}")
             self.processes.append(self._started(self.urls[-1]))
 
+    def kill(self, pid: int) -> None:
+        """Also waits until it is dead, where it is one of these: else it might not be missed by `revive`."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            if process.pid == pid:
+                process.wait()
+
     def revive(self) -> None:
         for index, process in enumerate(self.processes):
             if process.poll() is not None:
@@ -222,8 +230,7 @@ def _kill(victim: str, chance: random.Random, engine: Engine, services: Services
     _await(found, f"there is no {victim}")
     pid = pids[victim]
     if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        services.kill(pid)
 
 
 def _projector(engine: Engine) -> int | None:
