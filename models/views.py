@@ -176,10 +176,11 @@ class Found(NamedTuple):
 class Asker(NamedTuple):
     """What the sources are told of a user, and as of when.
 
+    hour: whole hours of unix time
     past: see `Kept.name_of`
     """
 
-    at: float
+    hour: float
     preferred_categories: tuple[str, ...]
     past: bytes
 

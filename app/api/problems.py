@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from app import telemetry
 from app.errors import FieldError, Invalid, SegueError, TooMany, Unavailable
+from app.storage.database import cause_of
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +152,7 @@ def _postgres(request: Request, error: Exception) -> Response:
     if not is_away and state != READ_ONLY:
         return bug(request, error)
     telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
-    # Not the error itself: it repeats the statement and its parameters.
-    cause = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
-    log.warning("Postgres: %s", cause)
+    log.warning("Postgres: %s", cause_of(error))
     detail = _WHY_NOT.get(state or "", "Postgres does not answer; retry")
     return problem(503, Unavailable.title, detail, headers={"Retry-After": "1"})
 

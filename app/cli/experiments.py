@@ -122,9 +122,9 @@ def ramp_experiment(
 
 def _look(settings: Settings, engine: Engine, key: str, plan: Plan) -> Decision | None:
     """Looks once, and says what was decided; None where Postgres is away."""
-    from app.experiments.ramp import cause_of, look
+    from app.experiments.ramp import look
     from app.serving import routing
-    from app.storage.database import POSTGRES_ERRORS
+    from app.storage.database import POSTGRES_ERRORS, cause_of
 
     try:
         with _announced(settings, engine):
@@ -163,8 +163,7 @@ def _announced(settings: Settings, engine: Engine) -> Iterator[None]:
     from redis.exceptions import RedisError
 
     from app.catalog import versions
-    from app.experiments.ramp import cause_of
-    from app.storage.database import POSTGRES_ERRORS
+    from app.storage.database import POSTGRES_ERRORS, cause_of
     from app.storage.redis import open_sync, publish_versions
 
     yield

@@ -48,7 +48,8 @@ def opened(data_dir: Path | None = None, *, patience_seconds: float = 0.0) -> It
 
 def patiently(ask: Callable[[], T], seconds: float) -> T:
     """What `ask` gives, see `outlasting`. Raises SegueError where Postgres stays away for so long."""
-    from app.storage.outlasting import OUTAGE_ERRORS, cause_of, outlasting
+    from app.storage.database import cause_of
+    from app.storage.outlasting import OUTAGE_ERRORS, outlasting
 
     try:
         return outlasting(ask, seconds)

@@ -19,7 +19,7 @@ from app.experiments.definitions import Experiment, find
 from app.experiments.metrics import metric_of
 from app.experiments.results import Ask, Results, results_of
 from app.storage import audit
-from app.storage.database import POSTGRES_ERRORS
+from app.storage.database import POSTGRES_ERRORS, cause_of
 from app.storage.tables import audit_log
 
 STOPS_BELOW = 1e-6
@@ -208,11 +208,6 @@ def _seen(
     said = f"the sample ratio is off: {dict(ratio.counts)}, p = {ratio.p_value:.2g}"
     mismatch = said if ratio.p_value < STOPS_BELOW else None
     return Seen(experiment.coverage, since, now, mismatch, results.problems, _readings(plan.guardrails, results))
-
-
-def cause_of(error: Exception) -> str:
-    """What Postgres said, in a line."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _readings(guardrails: Sequence[Guardrail], results: Results) -> tuple[Reading, ...]:

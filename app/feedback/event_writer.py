@@ -18,6 +18,7 @@ from app.errors import Invalid, SegueError, Unavailable
 from app.feedback.dirty_marks import OutcomeUnknown, ViewWriter
 from app.feedback.event_log import store
 from app.feedback.events import Event, Receipt
+from app.storage.database import cause_of
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: the same group may well succeed now."""
@@ -91,7 +92,7 @@ class EventWriter:
             self.disconnect()
             return self.outcomes(group, again=False)
         if _is_about_postgres(error):
-            cause = _first_line(error)
+            cause = cause_of(error)
             logger.warning("a batch of %d requests was not stored: %s", len(group), cause)
             self._tell(cause)
             self.disconnect()
@@ -106,11 +107,6 @@ def _was_cut_off(error: Exception) -> bool:
     if not isinstance(error, database_errors.DBAPIError):
         return False
     return error.connection_invalidated or getattr(error.orig, "pgcode", None) in TRY_AGAIN
-
-
-def _first_line(error: Exception) -> str:
-    """Not all of it: SQLAlchemy repeats the statement and its parameters."""
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _is_about_postgres(error: Exception) -> bool:

@@ -23,6 +23,7 @@ from app.catalog.users import erased_at
 from app.feedback.dirty_marks import ERASURE_LOCK
 from app.serving.exploration import Draw
 from app.serving.slate import Shown
+from app.storage.database import cause_of
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +174,7 @@ class ImpressionWriter:
     def _note(self, error: Exception) -> None:
         telemetry.DEPENDENCY_ERRORS.labels("postgres").inc()
         if not self._is_failing:
-            cause = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-            log.warning("impressions wait for Postgres: %s", cause)
+            log.warning("impressions wait for Postgres: %s", cause_of(error))
         self._is_failing = True
 
     def _write_apart(self, batch: list[Impression], error: Exception) -> None:

@@ -19,6 +19,11 @@ switched to autocommit is switched back."""
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
 
+def cause_of(error: Exception) -> str:
+    """What Postgres said, or its client, in a line: SQLAlchemy repeats the statement and its parameters."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
 def open_engine(url: str, *, pool: int = 8, statement_timeout_seconds: float = 10) -> Engine:
     """An engine for `postgresql://…`; it connects on first use. Times are UTC, statements end in time."""
     # Compiling a plan (jit) costs more than any statement of ours runs for.

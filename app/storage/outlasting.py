@@ -10,6 +10,8 @@ from typing import TypeVar
 import psycopg2
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from app.storage.database import cause_of
+
 T = TypeVar("T")
 AGAIN_SECONDS = 0.5
 SAID_EVERY_SECONDS = 5.0
@@ -36,8 +38,3 @@ def outlasting(ask: Callable[[], T], seconds: float) -> T:
                 log.warning("waiting for Postgres: %s", cause_of(error))
                 said_at = now
             time.sleep(AGAIN_SECONDS)
-
-
-def cause_of(error: Exception) -> str:
-    """What Postgres said, or its client, in a line."""
-    return str(getattr(error, "orig", error)).strip().partition("\n")[0]
